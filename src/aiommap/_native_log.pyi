@@ -158,7 +158,7 @@ class LogWriter:
         """Store a frame that is not a record, with or without room; return its checksum (waits)."""
 
     def sync(self) -> None:
-        """Make the whole segment durable (waits); EIO, or ESTALE if it was cut off or unlinked."""
+        """Make the segment durable (waits); ENODATA if it was cut off, ESTALE if unlinked."""
 
     def publish(self) -> None:
         """Tell readers the tail and the durable sequence, and wake them."""

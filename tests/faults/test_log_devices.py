@@ -340,11 +340,56 @@ async def test_unlinked_segment_is_no_success(tmp_path):
             await log.aclose()
 
 
+async def append_and_flush(log, records):
+    for _ in range(records):
+        await log.append(bytes(1000))
+    await log.append_many([bytes(1000)] * 3)
+    await log.flush()
+
+
+@pytest.mark.parametrize("length", [0, 4500])
+@pytest.mark.parametrize("policy", ["always", "manual", "every_writes"])
+async def test_appends_behind_a_cut_are_no_success(tmp_path, policy, length):
+    """They make the segment longer again, but a reader never comes to them."""
+    flush = FlushPolicy.every_writes(2) if policy == "every_writes" else None
+    flush = flush or getattr(FlushPolicy, policy)()
+    async with Log.open(tmp_path / "log", flush=flush) as log:
+        await (await log.append(bytes(1000))).wait_durable()
+        os.truncate(segments(tmp_path / "log")[0], length)
+        with pytest.raises(aiommap.FlushError, match="truncated by somebody else") as caught:
+            await append_and_flush(log, 1)
+        assert caught.value.path == str(segments(tmp_path / "log")[0])
+        assert log.durable == 1
+        with pytest.raises(aiommap.FlushError):
+            await log.aclose()
+
+
+async def test_roll_behind_a_cut_is_no_success(tmp_path):
+    async with Log.open(tmp_path / "log", segment_size=SEGMENT) as log:
+        await log.append(bytes(1000))
+        os.truncate(segments(tmp_path / "log")[0], 0)
+        with pytest.raises(aiommap.FlushError, match="truncated by somebody else"):
+            await append_and_flush(log, 70)
+        assert log.durable == 0
+        with pytest.raises(aiommap.FlushError):
+            await log.aclose()
+
+
+async def test_record_longer_than_its_segment_is_no_cut(tmp_path):
+    """The first record of a segment goes in whatever its size, and makes the file longer."""
+    async with Log.open(tmp_path / "log", segment_size=SEGMENT):
+        pass
+    async with Log.open(tmp_path / "log", segment_size=4 * SEGMENT, flush=ALWAYS) as log:
+        assert (await log.append(bytes(2 * SEGMENT))).durable
+        assert (await log.append(b"x")).durable
+    assert [len(data) for data in await reopened(tmp_path / "log")] == [2 * SEGMENT, 1]
+
+
 async def test_truncated_segment_is_no_success(tmp_path):
     async with Log.open(tmp_path / "log") as log:
         await log.append(bytes(1000))
         os.truncate(segments(tmp_path / "log")[0], 4500)
-        with pytest.raises(aiommap.FlushError):
+        with pytest.raises(aiommap.FlushError, match="truncated by somebody else"):
             await log.flush()
         with pytest.raises(aiommap.CorruptRecordError):
             await contents(log)
@@ -360,7 +405,7 @@ async def test_truncated_control_kills_nobody(tmp_path):
             os.truncate(tmp_path / "log" / "control", 0)
             with pytest.raises(aiommap.MappingFaultError):
                 await contents(reader)
-            with pytest.raises(aiommap.FlushError):
+            with pytest.raises(aiommap.FlushError, match="the control file was truncated by"):
                 await log.append(b"y")
         with pytest.raises(aiommap.FlushError):
             await log.aclose()

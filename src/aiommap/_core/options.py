@@ -102,6 +102,8 @@ class OpenOptions:
     inline_writes: bool = True
     #: Whether this opens the path again: the file that is there may need more capacity.
     again: bool = False
+    #: Whether a part of another object is opened, which warns itself if it is never closed.
+    part: bool = False
 
     @property
     def path(self) -> str:

@@ -745,7 +745,9 @@ class MappedFile(Carving, RangeVerbs, LockableFile):
     def __del__(self) -> None:
         # Missing when __init__ failed.
         opened = getattr(self, "_open", None)
-        if opened is not None and not self.closed and not self._mapping.forked:
+        if opened is None or self.closed or self._core.options.part:
+            return
+        if not self._mapping.forked:
             warnings.warn(
                 f"{self!r} was never closed: nothing was flushed; use async with, or aclose()",
                 ResourceWarning,

@@ -107,7 +107,6 @@ class Appender:
         writer: Writer,
         policy: FlushPolicy,
         segment_size: int,
-        device: int,
         *,
         inline_writes: bool,
     ) -> None:
@@ -122,7 +121,7 @@ class Appender:
         self.may_inline: bool = inline_writes and writer.local and not policy.flush_each_write
         self.queue: BatchQueue[Item, int] = BatchQueue(workers, self._begin)
         self._begin_in_worker = as_jobs(workers, workers.flushes, writer.run, self._ran)
-        self._device = device
+        self._device = writer.device
         #: The place of the log in the engine; made by the first batch.
         self._place: PoolQueue | None = None
         self._slow_until = 0.0

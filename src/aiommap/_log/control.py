@@ -10,7 +10,7 @@ from .._core.opening import reserve
 from .._native import LogWriter, crc32c
 from .calls import naming, write_all
 from .format import CONTROL_BYTES, CONTROL_NAME, HOLDER_AT, ControlIdentity, Holder
-from .locks import close_locked, lock, open_to_lock
+from .locks import LockedFile
 from .log_folder import Folder
 
 
@@ -18,29 +18,28 @@ class Control:
     """The control file of a writer: it is locked, and never replaced.
 
     Attributes:
-        fd: its locked descriptor.
         block: its bytes when it was opened.
         own: its device and inode.
         boot: id of the boot of this machine.
         identity: what it says of the log; None if its words cannot be believed.
     """
 
-    __slots__ = ("_folder", "_path", "block", "boot", "fd", "identity", "own")
+    __slots__ = ("_file", "_folder", "_path", "block", "boot", "identity", "own")
 
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
         path = self._path = folder.path_of(CONTROL_NAME)
-        self.fd: int = open_to_lock(folder, CONTROL_NAME, os.O_CREAT | os.O_NOFOLLOW)
+        self._file = file = LockedFile(folder, CONTROL_NAME, os.O_CREAT | os.O_NOFOLLOW)
         self.boot: bytes = boot_id()
         try:
             with naming(path):
-                lock(self.fd, folder)
-                length = os.fstat(self.fd).st_size
+                file.lock()
+                length = os.fstat(file.fd).st_size
                 if length < CONTROL_BYTES:
-                    reserve(self.fd, 0, CONTROL_BYTES, length)
-                self.block: bytes = os.pread(self.fd, CONTROL_BYTES, 0)
+                    reserve(file.fd, 0, CONTROL_BYTES, length)
+                self.block: bytes = os.pread(file.fd, CONTROL_BYTES, 0)
             self.identity: ControlIdentity | None = ControlIdentity.unpack(self.block, path, crc32c)
-            found = os.fstat(self.fd)
+            found = os.fstat(file.fd)
             self.own: tuple[int, int] = (found.st_dev, found.st_ino)
             if self.identity is not None and not self.identity.is_of(*self.own, self.boot):
                 self.identity = None
@@ -69,22 +68,22 @@ class Control:
         """Note who writes, for the messages of writers that are refused."""
         holder = Holder(os.getpid(), life, os.uname().nodename)
         with naming(self._path):
-            write_all(self.fd, holder.pack(), HOLDER_AT)
+            write_all(self._file.fd, holder.pack(), HOLDER_AT)
 
     def adopt(self, log_id: bytes) -> None:
         """Write the identity, so that readers believe the words. Call it once they are true."""
         identity = ControlIdentity(log_id, *self.own, self.boot)
         with naming(self._path):
-            write_all(self.fd, identity.pack(crc32c), 0)
+            write_all(self._file.fd, identity.pack(crc32c), 0)
 
     def sync(self) -> None:
         """Make the words durable."""
         with naming(self._path):
-            os.fdatasync(self.fd)
+            os.fdatasync(self._file.fd)
 
     def close(self) -> None:
         """Close the descriptor and release its lock."""
-        close_locked(self.fd)
+        self._file.close()
 
 
 def open_control(folder: Folder) -> int | None:

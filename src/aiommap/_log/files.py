@@ -12,14 +12,14 @@ import os
 import re
 import secrets
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .._core.opening import reserve
 from .._errors import CorruptLogError
 from .._native import crc32c
 from .calls import naming, write_all
 from .format import HEADER_BYTES, FormatError, SegmentHeader, base_of, segment_name
-from .locks import HeldError, close_locked, lock, open_to_lock
+from .locks import HeldError, LockedFile
 from .log_folder import Folder
 from .recovery import FoundSegment
 
@@ -58,11 +58,12 @@ def read_segment(fd: int, folder: Folder, base: int) -> Segment:
 
 @dataclass(slots=True)
 class Segment:
-    """An open segment."""
+    """An open segment; the file of the writer's is locked."""
 
     fd: int
     path: str
     header: SegmentHeader
+    file: LockedFile | None = None
 
     def offset_of(self, position: int) -> int:
         """Return the offset in the file at which a position of the log lies."""
@@ -71,8 +72,10 @@ class Segment:
     def close(self) -> None:
         """Close the descriptor and release its lock; a second call does nothing."""
         fd, self.fd = self.fd, -1
-        if fd >= 0:
-            close_locked(fd)
+        if self.file is not None:
+            self.file.close()
+        elif fd >= 0:
+            os.close(fd)
 
 
 def open_segment(folder: Folder, base: int) -> Segment:
@@ -87,14 +90,14 @@ def open_segment(folder: Folder, base: int) -> Segment:
 
 def lock_segment(folder: Folder, base: int) -> Segment:
     """Open a segment for writing, and lock it against other writers (locks.2)."""
-    fd = open_to_lock(folder, segment_name(base), 0)
+    file = LockedFile(folder, segment_name(base), 0)
     try:
-        segment = read_segment(fd, folder, base)
-        lock(fd, folder)
+        segment = read_segment(file.fd, folder, base)
+        file.lock()
     except BaseException:
-        close_locked(fd)
+        file.close()
         raise
-    return segment
+    return replace(segment, file=file)
 
 
 def lock_last_segment(folder: Folder) -> Segment | None:
@@ -128,14 +131,19 @@ def find_segment(folder: Folder, base: int) -> FoundSegment:
         segment.close()
 
 
-def explained(error: OSError) -> OSError:
-    """Give an error of a sync the reason that its errno does not tell.
+#: What an error number of a commit means if no call of the system gave it.
+_REASONS = {
+    # Nobody can find the records of a segment without a name, though syncing them succeeds.
+    errno.ESTALE: "the segment was unlinked by somebody else",
+    errno.ENODATA: "the segment was truncated by somebody else",
+    # The page of the control file cannot be reached.
+    errno.EFAULT: "the control file was truncated by somebody else, or its device failed",
+}
 
-    A sync that succeeds on a segment without a name is ESTALE to us: nobody can find its records.
-    """
-    if error.errno == errno.ESTALE:
-        return OSError(error.errno, "the segment was unlinked by somebody else")
-    return error
+
+def reason_of(error: OSError) -> str:
+    """Say what an error of a commit means."""
+    return _REASONS.get(error.errno or 0) or error.strerror or str(error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,23 +193,23 @@ def remove_standbys(folder: Folder) -> None:
 class Unnamed:
     """A segment that has no name yet: its blocks are reserved, and it is empty (files.1)."""
 
-    __slots__ = ("_folder", "_name", "fd")
+    __slots__ = ("_file", "_folder", "_name")
 
     def __init__(self, folder: Folder, size: int) -> None:
         self._folder = folder
         #: Name of a standby file, where the file system has no files without a name.
         self._name: str | None = None
         try:
-            self.fd: int = open_to_lock(folder, ".", os.O_TMPFILE)
+            self._file = LockedFile(folder, ".", os.O_TMPFILE)
         except OSError as error:
             if error.errno not in _NO_TMPFILE:
                 raise
             self._name = f"standby-{secrets.token_hex(4)}.tmp"
-            self.fd = open_to_lock(folder, self._name, os.O_CREAT | os.O_EXCL)
+            self._file = LockedFile(folder, self._name, os.O_CREAT | os.O_EXCL)
         try:
             with naming(folder.path):
-                reserve(self.fd, 0, size, 0)
-                os.fsync(self.fd)
+                reserve(self._file.fd, 0, size, 0)
+                os.fsync(self._file.fd)
         except BaseException:
             self.close()
             raise
@@ -211,21 +219,22 @@ class Unnamed:
         folder, name = self._folder, segment_name(header.base)
         path = folder.path_of(name)
         block = header.pack(crc32c)
-        write_all(self.fd, block, 0)
-        os.fsync(self.fd)
-        lock(self.fd, folder)
+        file = self._file
+        write_all(file.fd, block, 0)
+        os.fsync(file.fd)
+        file.lock()
         if self._name is not None:
             if folder.identity_of(name) is not None:
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
             folder.rename(self._name, name)
         else:
-            folder.give_name(self.fd, name)
+            folder.give_name(file.fd, name)
         self._name = None
-        return Segment(self.fd, path, header)
+        return Segment(file.fd, path, header, file)
 
     def close(self) -> None:
         """Close the descriptor, and remove the standby file if there is one."""
-        close_locked(self.fd)
+        self._file.close()
         if self._name is not None:
             with suppress(FileNotFoundError):
                 self._folder.unlink(self._name)

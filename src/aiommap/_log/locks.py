@@ -17,11 +17,14 @@ import fcntl
 import os
 import struct
 from contextlib import suppress
+from functools import partial
+from weakref import WeakSet
 
 import anyio
 
 from .._errors import CorruptLogError, UnsupportedError
 from .._native import crc32c
+from .._runtime.threads import run_apart
 from .format import CONTROL_BYTES, CONTROL_NAME, ControlIdentity, Holder
 from .log_folder import Folder
 
@@ -30,14 +33,70 @@ _SET_LOCK = getattr(fcntl, "F_OFD_SETLK", None)
 _LOCK_BYTE_0 = struct.pack("hhqqi0q", fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
 _UNLOCK_BYTE_0 = struct.pack("hhqqi0q", fcntl.F_UNLCK, os.SEEK_SET, 0, 1, 0)
 
-#: Descriptors that hold a lock, or may get one.
-_held: set[int] = set()
+
+class LockedFile:
+    """An open file that is locked, now or soon; when it is dropped, its lock is released.
+
+    From its opening on, a forked child closes its copy: it has one, too, if it is forked before the
+    lock is taken.
+    """
+
+    __slots__ = ("__weakref__", "_folder", "fd")
+
+    def __init__(self, folder: Folder, name: str, flags: int) -> None:
+        self.fd: int = -1
+        self._folder = folder
+        self.fd = folder.open_file(name, flags | os.O_RDWR)
+        _held.add(self)
+
+    def lock(self) -> None:
+        """Lock the file; raise ``HeldError`` if another writer has it."""
+        if _SET_LOCK is None:
+            reason = "the system has no locks of open files"
+            raise UnsupportedError(f"write {self._folder.path}", reason)
+        try:
+            fcntl.fcntl(self.fd, _SET_LOCK, _LOCK_BYTE_0)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                raise HeldError(self._folder) from None
+            raise
+
+    def _unlock(self) -> int:
+        """Release the lock if there is one; return the descriptor to close, or -1.
+
+        Closing alone would leave the lock with a child that another thread forks at this moment.
+        """
+        fd, self.fd = self.fd, -1
+        if fd >= 0 and _SET_LOCK is not None:
+            with suppress(OSError):
+                fcntl.fcntl(fd, _SET_LOCK, _UNLOCK_BYTE_0)
+        return fd
+
+    def close(self) -> None:
+        """Release the lock, and close the file; a second call does nothing."""
+        fd = self._unlock()
+        if fd >= 0:
+            os.close(fd)
+
+    def close_in_child(self) -> None:
+        """Close a copy whose lock is the parent's."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        fd = self._unlock()
+        if fd >= 0:
+            run_apart(partial(os.close, fd))  # it may have to free blocks
+
+
+_held: WeakSet[LockedFile] = WeakSet()
 
 
 def _let_go() -> None:
-    for fd in _held:
+    for file in list(_held):
         with suppress(OSError):
-            os.close(fd)
+            file.close_in_child()
     _held.clear()
 
 
@@ -78,37 +137,3 @@ def _holder(folder: Folder) -> Holder | None:
         os.close(fd)
     holder = Holder.unpack(block) if known else None
     return holder if holder is not None and holder.is_told else None
-
-
-def open_to_lock(folder: Folder, name: str, flags: int) -> int:
-    """Open a file that is locked later, and have a forked child close its copy from now on.
-
-    A child that is forked before the lock is taken has a copy of the descriptor, too.
-    """
-    fd = folder.open_file(name, flags | os.O_RDWR)
-    _held.add(fd)
-    return fd
-
-
-def close_locked(fd: int) -> None:
-    """Release the lock of a descriptor if it has one, and close it.
-
-    Closing alone would leave the lock with a child that another thread forks at this moment.
-    """
-    if fd in _held and _SET_LOCK is not None:
-        with suppress(OSError):
-            fcntl.fcntl(fd, _SET_LOCK, _UNLOCK_BYTE_0)
-    _held.discard(fd)
-    os.close(fd)
-
-
-def lock(fd: int, folder: Folder) -> None:
-    """Lock a descriptor of ``open_to_lock``; raise ``HeldError`` if another writer has it."""
-    if _SET_LOCK is None:
-        raise UnsupportedError(f"write {folder.path}", "the system has no locks of open files")
-    try:
-        fcntl.fcntl(fd, _SET_LOCK, _LOCK_BYTE_0)
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES):
-            raise HeldError(folder) from None
-        raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
 from functools import partial
@@ -11,7 +12,7 @@ from typing import Self, SupportsIndex, TypeAlias
 
 import anyio
 
-from .._arguments import integer
+from .._arguments import at_least, check_kind, integer
 from .._core.paths import absolute_path
 from .._errors import AccessModeError, ForkedError
 from .._flush_policy import MANUAL, FlushPolicy
@@ -130,11 +131,11 @@ class Log:
             raise ValueError(
                 f"segment_size is {size}: give {MIN_SEGMENT_BYTES} to {MAX_SEGMENT_BYTES} bytes"
             )
-        if not isinstance(flush, FlushPolicy):
-            raise TypeError(f"flush is {flush!r}: give a FlushPolicy")
-        retain = None if retain_bytes is None else integer(retain_bytes, "retain_bytes")
-        if retain is not None and retain < 1:
-            raise ValueError(f"retain_bytes is {retain}: give at least 1, or None to keep all")
+        check_kind(flush, FlushPolicy, "flush", "give a FlushPolicy")
+        retain = None
+        if retain_bytes is not None:
+            reason = "give at least 1, or None to keep all"
+            retain = at_least(1, retain_bytes, "retain_bytes", reason)
         return Opening(partial(cls._open, path, mode, size, flush, retain, inline_writes))
 
     @classmethod
@@ -161,6 +162,8 @@ class Log:
             await workers.run(workers.control, begin, on_cancel=OnCancel.WAIT)
             log._begin(segment_size)
             await log.published.attach(log.home)
+        except GeneratorExit:
+            raise  # the loop has ended: what is open is released when the log is dropped
         except BaseException:  # a cancellation perhaps, and all is open
             log._begin(segment_size)
             with anyio.CancelScope(shield=True):
@@ -176,7 +179,6 @@ class Log:
                 self._writer,
                 self._policy,
                 segment_size,
-                self._writer.device,
                 inline_writes=self._inline_writes,
             )
 
@@ -489,6 +491,13 @@ class Log:
         traceback: TracebackType | None,
     ) -> None:
         await close_after(error, self.aclose, "the log")
+
+    def __del__(self) -> None:
+        # Missing when __init__ failed. The files are closed when those who use them are dropped.
+        if not getattr(self, "_closed", True) and not self.workers.forked:
+            lost = "; nothing was flushed" if self.mode == "a" else ""
+            text = f"the log {self.folder} was never closed{lost}: use async with, or aclose()"
+            warnings.warn(text, ResourceWarning, stacklevel=2)  # a source would keep it locked
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"records {self.first} to {self.last}"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from io import FileIO
 
+from .._core.options import OpenOptions
 from .._file.mapped_file import MappedFile
 from .._hub.hub import Hub
 from .._ipc.atomics import AtomicU32, AtomicU64
@@ -73,7 +75,8 @@ class Published:
         try:
             identity = await workers.run(workers.control, _find, folder, kept)
             if identity is not None:
-                file = await self._hub.open(kept[0].fileno(), "r", prewarm=True)
+                options = OpenOptions.check(kept[0].fileno(), "r", prewarm=True)
+                file = await self._hub._open(replace(options, part=True))  # noqa: SLF001  as open
                 self.log_id = identity.log_id
                 self.words = Words(file, (identity.device, identity.inode))
         finally:

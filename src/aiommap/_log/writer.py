@@ -28,7 +28,7 @@ from .._flush_policy import FlushPolicy
 from .._logs import LOGS
 from .._native import PoolCommit, PoolQueue, start_writeback
 from .._typing import Buffer
-from .files import Segment, Unnamed, explained, sync_segment
+from .files import Segment, Unnamed, reason_of, sync_segment
 from .format import (
     CLEAN,
     CONTROL_NAME,
@@ -171,7 +171,7 @@ class Writer:
         if number:
             error = OSError(number, os.strerror(number))
             if phase:
-                raise self.latch(explained(error)) from error
+                raise self.latch(error) from error
             self.note_failed_store(error)
             raise error
         if self._policy.flush_each_write:
@@ -225,7 +225,7 @@ class Writer:
         """End the writer (writer.2): keep and return the error that all later calls raise."""
         self.failure = FlushError(
             self._segment.path,
-            error.strerror or str(error),
+            reason_of(error),
             ((min(self._durable_at, self.native.at), self.native.at),),
             error.errno or errno.EIO,
         )
@@ -256,7 +256,7 @@ class Writer:
                 del self._unsynced[0]
             self.native.sync()
         except OSError as error:
-            raise self.latch(explained(error)) from error
+            raise self.latch(error) from error
         self._count_flush(covered)
 
     def _count_flush(self, records: int) -> None:

@@ -33,7 +33,7 @@ static void store_and_publish(void *call)
         return;
     self->phase = COMMIT_SYNC;
     if (self->sync)
-        self->error = segment_sync(writer->fd, self->at);
+        self->error = log_sync_to(writer, self->at);
     if (self->error)
         return;
     self->phase = COMMIT_PUBLISH;

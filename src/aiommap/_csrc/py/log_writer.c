@@ -68,7 +68,15 @@ static PyObject *writer_enter(LogWriter *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "iKKKKLL:enter", &fd, &salt, &position, &base, &sequence, &at,
                           &limit))
         return NULL;
+    struct file_stat found;
+    int error;
+    Py_BEGIN_ALLOW_THREADS
+    error = file_stat(fd, &found);
+    Py_END_ALLOW_THREADS
+    if (error)
+        return os_error(error);
     self->fd = fd;
+    self->whole = found.size;
     self->salt = salt;
     self->origin = position - SEGMENT_HEADER_BYTES;
     self->base = base;
@@ -142,6 +150,11 @@ int log_put(int fd, const char *from, size_t length, int64_t at)
     int error;
     size_t done = file_write_one(fd, from, length, at, &error);
     return done == length ? 0 : error ? error : EIO;
+}
+
+int log_sync_to(const LogWriter *self, int64_t at)
+{
+    return segment_sync(self->fd, at > self->whole ? at : self->whole);
 }
 
 bool log_publish_to(const LogWriter *self, int64_t at, uint64_t sequence, bool durable)
@@ -343,7 +356,7 @@ static PyObject *writer_sync(LogWriter *self, PyObject *Py_UNUSED(unused))
 {
     int error;
     Py_BEGIN_ALLOW_THREADS
-    error = segment_sync(self->fd, self->at);
+    error = log_sync_to(self, self->at);
     Py_END_ALLOW_THREADS
     if (error)
         return os_error(error);

@@ -20,6 +20,7 @@ typedef struct {
     int fd;
     uint64_t salt, origin; /* origin: the position of byte 0 of the segment */
     int64_t at, limit;     /* where the next frame comes; where the segment is full */
+    int64_t whole;         /* how long the file was when it was entered */
     uint64_t base, sequence, durable;
     uint32_t life;
     char *room;
@@ -48,6 +49,8 @@ void log_encode_all(const LogWriter *self, char *to, int64_t at, uint64_t sequen
                     const struct layout *layout);
 /* Store; 0 or an errno number. EIO stands for a write that was cut short without a reason. */
 int log_put(int fd, const char *from, size_t length, int64_t at);
+/* Sync the segment up to a place, and check its file; 0 or an errno number, see segment_sync. */
+int log_sync_to(const LogWriter *self, int64_t at);
 /* Publish that the log goes up to a place; and whether all before it is durable. */
 bool log_publish_to(const LogWriter *self, int64_t at, uint64_t sequence, bool durable);
 

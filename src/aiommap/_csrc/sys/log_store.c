@@ -50,7 +50,7 @@ bool control_publish(char *page, const struct published *published, int64_t tick
     return reached && control_wake(page, tick);
 }
 
-int segment_sync(int fd, int64_t end)
+int segment_sync(int fd, int64_t whole)
 {
     /* This does not ask for the times of the file: after such a question the next write changes
      * them, and each commit would write the block of the inode as well. */
@@ -60,5 +60,5 @@ int segment_sync(int fd, int64_t end)
         error = file_stat(fd, &found);
     if (error)
         return error;
-    return found.size < end ? EIO : found.links == 0 ? ESTALE : 0;
+    return found.size < whole ? ENODATA : found.links == 0 ? ESTALE : 0;
 }

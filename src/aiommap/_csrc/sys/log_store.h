@@ -32,8 +32,9 @@ bool control_store(char *page, enum control_word word, uint64_t value, int64_t t
 /* Change the futex word and wake those who wait for it. */
 bool control_wake(char *page, int64_t tick);
 
-/* Make what is in a segment durable, and check that the file is still whole and has a name: EIO if
- * it is shorter than `end`, ESTALE if it has no name left. */
-int segment_sync(int fd, int64_t end);
+/* Make what is in a segment durable, and check that the file is still whole and has a name: ENODATA
+ * if it is shorter than `whole`, ESTALE if it has no name left. Give the length that it was made with:
+ * if somebody cuts it off, the next record makes it longer again, but not as long as that. */
+int segment_sync(int fd, int64_t whole);
 
 #endif
