@@ -174,12 +174,9 @@ class Log:
     def _begin(self, segment_size: int) -> None:
         """Make the appender, which only a writer has."""
         if self._writer is not None and self._appender is None:
+            inline = self._inline_writes
             self._appender = Appender(
-                self.workers,
-                self._writer,
-                self._policy,
-                segment_size,
-                inline_writes=self._inline_writes,
+                self.workers, self._writer, self._policy, segment_size, inline_writes=inline
             )
 
     # State of the log.

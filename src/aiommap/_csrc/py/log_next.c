@@ -44,8 +44,25 @@ static void end(LogNext *self)
     Py_XDECREF(cursor);
 }
 
+/* A loop that ends leaves a cycle: coroutine, LogNext, coroutine, what that waits for, task. */
+static int next_traverse(LogNext *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE((PyObject *)self));
+    Py_VISIT(self->cursor);
+    Py_VISIT(self->coroutine);
+    return 0;
+}
+
+static int next_clear(LogNext *self)
+{
+    Py_CLEAR(self->cursor);
+    Py_CLEAR(self->coroutine);
+    return 0;
+}
+
 static void next_dealloc(LogNext *self)
 {
+    PyObject_GC_UnTrack(self);
     Py_XDECREF(self->cursor);
     Py_XDECREF(self->coroutine);
     object_free(self);
@@ -136,6 +153,8 @@ static PyMethodDef next_methods[] = {
 
 static PyType_Slot next_slots[] = {
     {Py_tp_dealloc, next_dealloc},
+    {Py_tp_traverse, next_traverse},
+    {Py_tp_clear, next_clear},
     {Py_tp_methods, next_methods},
     {Py_tp_iter, PyObject_SelfIter},
     {Py_tp_iternext, next_step},
@@ -147,6 +166,7 @@ static PyType_Slot next_slots[] = {
 PyType_Spec log_next_spec = {
     .name = "aiommap._native.LogNext",
     .basicsize = sizeof(LogNext),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE |
+             Py_TPFLAGS_DISALLOW_INSTANTIATION,
     .slots = next_slots,
 };
