@@ -80,15 +80,17 @@ def function(value: object, name: str) -> None:
         raise TypeError(f"{name} is {reprlib.repr(value)}: give a function")
 
 
+def each_of(items: Iterable[T], name: str, remedy: str) -> Iterator[T]:
+    """Iterate over what the caller gave; the error for what has no items names the argument."""
+    try:
+        return iter(items)
+    except TypeError:
+        raise TypeError(f"{name} is {reprlib.repr(items)}: {remedy}") from None
+
+
 def pairs(items: Iterable[tuple[T, Any]], name: str, example: str) -> Iterator[tuple[T, Any]]:
     """Yield pairs; the error for an item that is not a pair says which one it was."""
-    try:
-        each = iter(items)
-    except TypeError:
-        raise TypeError(
-            f"{name} is {reprlib.repr(items)}: give pairs, such as [{example}]"
-        ) from None
-    for at, item in enumerate(each):
+    for at, item in enumerate(each_of(items, name, f"give pairs, such as [{example}]")):
         try:
             first, second = item
         except (TypeError, ValueError):

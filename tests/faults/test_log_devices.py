@@ -171,6 +171,19 @@ anyio.run(main)
     return folder, run_code(code.replace("(-1, -1)", "(40000, 40000)"), folder)
 
 
+def test_limit_on_file_sizes_is_told_by_open(tmp_path):
+    code = """
+import sys, resource, anyio, aiommap
+resource.setrlimit(resource.RLIMIT_FSIZE, (40000, 40000))
+async def main():
+    async with aiommap.Log.open(sys.argv[1], segment_size=65536):
+        pass
+anyio.run(main)
+"""
+    done = run_code(code, tmp_path / "log")
+    assert "File too large: 65536 bytes, and RLIMIT_FSIZE allows 40000: " in done.stderr
+
+
 async def test_failed_flush_latches(mount):
     """Readers go on, every verb of the writer raises, and the next writer rewrites the records."""
     async with Log.open(mount.path, segment_size=SEGMENT) as log:

@@ -183,6 +183,8 @@ async def test_append_many_gives_one_receipt(folder):
         assert await contents(log) == [b"0", b"1", b"2", b"3"]
         with pytest.raises(ValueError, match="no records"):
             await log.append_many([])
+        with pytest.raises(TypeError, match=r"items is None: give the data of records, such as"):
+            await log.append_many(None)
 
 
 async def test_append_many_stays_together(folder):

@@ -333,6 +333,27 @@ async def test_read_meets_damage(log, folder):
 
 
 @pytest.mark.damaged
+async def test_damaged_records_in_a_row_are_told_apart(folder):
+    data = [b"%d" % i * 100 for i in range(6)]
+    await make(folder, *data)
+    at = places(data)
+    for i in (1, 2, 3):
+        flip(segment_path(folder), at[i] + 50)
+    async with Log.open(folder, "r") as reader:
+        found = []
+        for start in (1, 2, 3, 4):
+            with pytest.raises(aiommap.CorruptRecordError) as caught:
+                await contents(reader, start)
+            found.append((caught.value.sequence, caught.value.offset))
+        assert found == [(2, at[1]), (2, at[1]), (3, at[2]), (4, at[3])]
+        assert await contents(reader, 5) == data[4:]
+        flip(segment_path(folder), at[1] + 4, 6)  # its length: nothing says where the next one is
+        with pytest.raises(aiommap.CorruptRecordError) as caught:
+            await contents(reader, 3)
+        assert (caught.value.sequence, caught.value.offset) == (3, at[1])
+
+
+@pytest.mark.damaged
 async def test_read_meets_a_missing_segment(log, folder):
     segments(folder)[1].unlink()
     with pytest.raises(aiommap.CorruptLogError, match="is missing: put it back"):

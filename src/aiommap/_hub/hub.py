@@ -206,10 +206,7 @@ class Hub:
             raise ExceptionGroup("several files could not be closed cleanly", failures)
 
     async def _start_closing(self, files: list[MappedFile]) -> BaseException | None:
-        """Begin to close all files, so that none waits for another and they share hops.
-
-        A cancellation is returned, and the caller raises it later.
-        """
+        """Begin to close all files: they share hops. Return a cancellation, to be raised later."""
         cancellation: BaseException | None = None
         for number, file in enumerate(files, 1):
             file._open.start_closing()  # noqa: SLF001  a hub closes what it opened
@@ -288,9 +285,10 @@ class Hub:
         FILES.debug('opened %s in mode "%s": %d bytes', core.path, core.mode, core.mapping.size)
         try:
             await file._prepare()  # noqa: SLF001  half of the constructor
-        except BaseException:
+        except BaseException as error:
             core.undo_opening()
-            await file.aclose()
+            if not isinstance(error, GeneratorExit):  # then the loop has ended
+                await file.aclose()
             raise
         core.end_opening()
         return file

@@ -11,14 +11,24 @@ import errno
 import os
 import re
 import secrets
+import struct
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from .._core.lengths import too_long
 from .._core.opening import reserve
 from .._errors import CorruptLogError
 from .._native import crc32c
 from .calls import naming, write_all
-from .format import HEADER_BYTES, FormatError, SegmentHeader, base_of, segment_name
+from .format import (
+    FRAME_BYTES,
+    HEADER_BYTES,
+    FormatError,
+    SegmentHeader,
+    base_of,
+    frame_bytes,
+    segment_name,
+)
 from .locks import HeldError, LockedFile
 from .log_folder import Folder
 from .recovery import FoundSegment
@@ -34,7 +44,7 @@ def segment_bases(folder: Folder) -> list[int]:
     return sorted(base for base in found if base is not None)
 
 
-def read_segment(fd: int, folder: Folder, base: int) -> Segment:
+def read_segment(fd: int, folder: Folder, base: int, file: LockedFile | None = None) -> Segment:
     """Make a segment of an open file: read and check its header.
 
     Raises:
@@ -53,7 +63,7 @@ def read_segment(fd: int, folder: Folder, base: int) -> Segment:
             folder.path,
             f"{path} was named {segment_name(header.base)} when it was made: give it that name",
         )
-    return Segment(fd, path, header)
+    return Segment(fd, path, header, file)
 
 
 @dataclass(slots=True)
@@ -69,6 +79,26 @@ class Segment:
         """Return the offset in the file at which a position of the log lies."""
         return HEADER_BYTES + position - self.header.position
 
+    def place_of(self, sequence: int, at: int, damaged: int) -> int:
+        """Return the offset of a damaged record, if the headers of the frames before it tell.
+
+        Args:
+            sequence: the record.
+            at, damaged: offset and sequence of the first damaged frame; the offset is returned if
+                the headers do not tell.
+        """
+        place = at
+        while True:
+            head = os.pread(self.fd, FRAME_BYTES, place)
+            if len(head) < FRAME_BYTES:
+                return at
+            length, number = struct.unpack_from("<IQ", head, 4)
+            if number != damaged:
+                return at
+            if damaged == sequence:
+                return place
+            place, damaged = place + frame_bytes(length), damaged + 1
+
     def close(self) -> None:
         """Close the descriptor and release its lock; a second call does nothing."""
         fd, self.fd = self.fd, -1
@@ -76,6 +106,10 @@ class Segment:
             self.file.close()
         elif fd >= 0:
             os.close(fd)
+
+    def __del__(self) -> None:
+        if self.file is None:  # else that closes itself
+            self.close()
 
 
 def open_segment(folder: Folder, base: int) -> Segment:
@@ -92,12 +126,12 @@ def lock_segment(folder: Folder, base: int) -> Segment:
     """Open a segment for writing, and lock it against other writers (locks.2)."""
     file = LockedFile(folder, segment_name(base), 0)
     try:
-        segment = read_segment(file.fd, folder, base)
+        segment = read_segment(file.fd, folder, base, file)
         file.lock()
     except BaseException:
         file.close()
         raise
-    return replace(segment, file=file)
+    return segment
 
 
 def lock_last_segment(folder: Folder) -> Segment | None:
@@ -210,6 +244,11 @@ class Unnamed:
             with naming(folder.path):
                 reserve(self._file.fd, 0, size, 0)
                 os.fsync(self._file.fd)
+        except OSError as error:
+            self.close()
+            if error.errno == errno.EFBIG:
+                raise too_long(folder.path, size) from error
+            raise
         except BaseException:
             self.close()
             raise

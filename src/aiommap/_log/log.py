@@ -12,7 +12,7 @@ from typing import Self, SupportsIndex, TypeAlias
 
 import anyio
 
-from .._arguments import at_least, check_kind, integer
+from .._arguments import at_least, check_kind, each_of, integer
 from .._core.paths import absolute_path
 from .._errors import AccessModeError, ForkedError
 from .._flush_policy import MANUAL, FlushPolicy
@@ -132,10 +132,9 @@ class Log:
                 f"segment_size is {size}: give {MIN_SEGMENT_BYTES} to {MAX_SEGMENT_BYTES} bytes"
             )
         check_kind(flush, FlushPolicy, "flush", "give a FlushPolicy")
-        retain = None
+        retain, keep_all = None, "give at least 1, or None to keep all"
         if retain_bytes is not None:
-            reason = "give at least 1, or None to keep all"
-            retain = at_least(1, retain_bytes, "retain_bytes", reason)
+            retain = at_least(1, retain_bytes, "retain_bytes", keep_all)
         return Opening(partial(cls._open, path, mode, size, flush, retain, inline_writes))
 
     @classmethod
@@ -162,9 +161,9 @@ class Log:
             await workers.run(workers.control, begin, on_cancel=OnCancel.WAIT)
             log._begin(segment_size)
             await log.published.attach(log.home)
-        except GeneratorExit:
-            raise  # the loop has ended: what is open is released when the log is dropped
-        except BaseException:  # a cancellation perhaps, and all is open
+        except BaseException as error:  # a cancellation perhaps, and all is open
+            if isinstance(error, GeneratorExit):
+                raise  # the loop has ended: dropping the log releases what is open
             log._begin(segment_size)
             with anyio.CancelScope(shield=True):
                 await log.aclose()
@@ -174,10 +173,8 @@ class Log:
     def _begin(self, segment_size: int) -> None:
         """Make the appender, which only a writer has."""
         if self._writer is not None and self._appender is None:
-            inline = self._inline_writes
-            self._appender = Appender(
-                self.workers, self._writer, self._policy, segment_size, inline_writes=inline
-            )
+            appender = partial(Appender, self.workers, self._writer, self._policy, segment_size)
+            self._appender = appender(inline_writes=self._inline_writes)
 
     # State of the log.
 
@@ -277,7 +274,8 @@ class Log:
         Raises, Cancellation, Durability, Concurrency: as ``append``; if one item is refused, none
             is appended.
         """
-        records: list[Buffer] = [export_bytes(data) for data in items]
+        given = each_of(items, "items", 'give the data of records, such as [b"data"]')
+        records: list[Buffer] = [export_bytes(data) for data in given]
         if not records:
             raise ValueError("append_many got no records: give at least one")
         appender = self._check_writing()

@@ -461,7 +461,8 @@ def _seek(
             if found is None and start == last + 1 and stop < size:
                 found = start, stop, header.life  # start at the end, behind the damage
             if found is None or found[0] != start:
-                raise CorruptRecordError(segment.path, start, cursor.offset)
+                at = segment.place_of(start, cursor.offset, cursor.sequence)
+                raise CorruptRecordError(segment.path, start, at)
             position = header.position + found[1] - HEADER_BYTES
             life = max(cursor.life, found[2])
             cursor.enter(segment.fd, header.salt, position, found[1], start, life, in_memory)

@@ -357,7 +357,8 @@ class Writer:
             try:
                 unnamed = Unnamed(self.folder, self._segment_size)
             except OSError as error:
-                _explain_lack_of_room(error)
+                if error.errno != errno.EFBIG:  # that one has a reason
+                    _explain_lack_of_room(error)
                 self._harmless = error
                 raise
         native, at = self.native, self.native.at
