@@ -180,6 +180,34 @@ async def test_hole_of_another_boot_is_fetched_anew(make_cache, objects, tmp_pat
     assert (found.verified_blocks, found.bad_blocks) == (4, 7)
 
 
+def punch(path):
+    must("fallocate", "--punch-hole", "--offset", 4 * BLOCK, "--length", 3 * BLOCK, path)
+
+
+def regrow(path):
+    size = path.stat().st_size
+    os.truncate(path, 0)
+    os.truncate(path, size)
+
+
+@pytest.mark.parametrize("damage", [punch, regrow])
+async def test_holes_of_this_boot_are_fetched_anew(make_cache, objects, tmp_path, damage):
+    await fill(make_cache, objects)
+    damage(files_of(tmp_path)[0])
+    async with make_cache() as cache, cache.open(objects) as s:
+        assert await s.read_exact(0, len(DATA)) == DATA
+        assert cache.statistics().bad_blocks == {punch: 3, regrow: 11}[damage]
+
+
+async def test_blocks_of_this_boot_are_not_verified(make_cache, objects):
+    """Not even of an object that is cached in part, and ends with a partial block."""
+    async with make_cache() as cache, cache.open(objects) as s:
+        await s.read_many([(BLOCK, 1), (10 * BLOCK, 1)])
+    async with make_cache() as cache, cache.open(objects) as s:
+        await s.read_many([(BLOCK, 1), (10 * BLOCK, 1)])
+        assert cache.statistics().verified_blocks == 0
+
+
 async def test_copied_files_are_verified(make_cache, objects, tmp_path):
     await fill(make_cache, objects)
     data = files_of(tmp_path)[0]

@@ -52,6 +52,8 @@ _Begin = Callable[[], _BegunResponse | None]
 _REFUSALS = (405, 501)
 #: Errors of the system for a size that it cannot map, or give a file.
 _TOO_LARGE = (errno.ENOMEM, errno.EFBIG, errno.EOVERFLOW)
+#: Errors of a process, or of the machine, that has no descriptor left.
+_TOO_MANY = (errno.EMFILE, errno.ENFILE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,7 @@ class Found:
     def of(source: RemoteSource, entry: Entry, begun: BegunSource | None) -> Found:
         """Map the data file of an open object; if that fails, end the use of the object."""
         try:
-            with _mapping(entry.identity):
+            with _explaining(entry.identity):
                 return Found(source, entry, begun, *_map_data(entry))
         except BaseException:
             entry.release()
@@ -295,7 +297,7 @@ class OpenObjects:
             self._counters.add(errors=1)
             self._report(error)
             why = f"its folder failed: {error}"
-        with _mapping(identity):
+        with _explaining(identity):
             return anonymous_files(identity, self._block_size), None, why
 
     def _usable_folder(self) -> Folder:
@@ -412,11 +414,17 @@ def _map_data(entry: Entry) -> tuple[OpenOptions, Opened]:
 
 
 @contextmanager
-def _mapping(identity: ObjectIdentity) -> Iterator[None]:
-    """Explain the error of a block that maps an object of a size that no process can map."""
+def _explaining(identity: ObjectIdentity) -> Iterator[None]:
+    """Explain errors of a block that opens and maps an object: too large, or too many are open."""
     try:
         yield
     except OSError as error:
+        if error.errno in _TOO_MANY:
+            reason = (
+                f"{os.strerror(error.errno)}: each open object takes three descriptors; close some "
+                "snapshots, or raise the limit (ulimit -n)"
+            )
+            raise OSError(error.errno, reason, identity.url) from error
         if error.errno not in _TOO_LARGE:
             raise
         reason = (
