@@ -25,7 +25,7 @@ def few_descriptors():
 
 async def open_many(cache, opened):
     for number in range(100):
-        opened.append(await cache.open(Objects(DATA, url=f"test://h/{number}")))  # noqa: PERF401
+        opened.append(await cache.open(Objects(DATA, url=f"test://h/{number}")))
 
 
 async def test_error_names_the_object_and_the_remedy(make_cache, few_descriptors):
