@@ -17,6 +17,14 @@ POLICIES = [
     FlushPolicy.every_writes(2), FlushPolicy.every_interval(0.01),
 ]
 closed = "closed" in loop_name
+told = []
+
+def tell(message, category, *_):
+    if category is ResourceWarning:
+        told.append(str(message))  # and not the coroutine that it may have as its source
+
+warnings.simplefilter("always")
+warnings.showwarning = tell
 logging_off = __import__("logging").disable()
 
 async def follow(log):
@@ -104,14 +112,12 @@ async def released():
         print(policy, held())
 
 for policy in POLICIES:
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        with contextlib.suppress(ZeroDivisionError, BaseExceptionGroup):
-            run(policy)
-        tasks.clear()
-        anyio.run(released)
-    said = [str(each.message) for each in told if each.category is ResourceWarning]
-    said = [text for text in said if folder in text]
+    told.clear()
+    with contextlib.suppress(ZeroDivisionError, BaseExceptionGroup):
+        run(policy)
+    tasks.clear()
+    anyio.run(released)
+    said = [text for text in told if folder in text]
     begins = f"the log {folder} was never closed"
     lost = [text for text in said if f"{begins}; nothing was flushed: use async with" in text]
     if not lost or any(begins not in text for text in said):
