@@ -135,7 +135,8 @@ async def still_hears(place, changes):
     """Check that one more change is the next one reported: none came twice, watching goes on."""
     last = place.state()
     if last is None:
-        await anyio.to_thread.run_sync(place.run, "mkdir -p d; mv spare d/f")
+        # From another file system, mv copies: the file would be there before its bytes are.
+        await anyio.to_thread.run_sync(place.run, "mkdir -p d; mv spare d/g; mv d/g d/f")
     else:
         await anyio.to_thread.run_sync(place.run, "truncate -s +1 d/f")
     (change,) = await reach(changes, place.state())
