@@ -207,7 +207,9 @@ def own_device() -> Iterator[tuple[str, str]]:
         command = ["losetup", "--find", "--show", "--direct-io=on", image]
         loop = subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL).strip()
         stack.callback(subprocess.run, ["losetup", "--detach", loop], check=True)
-        subprocess.run(["mkfs.ext4", "-qF", "-O", "^has_journal", loop], check=True)
+        subprocess.run(
+            ["mkfs.ext4", "-qF", "-O", "^has_journal", "-E", "lazy_itable_init=0", loop], check=True
+        )
         subprocess.run(["mount", loop, folder], check=True)
         stack.callback(subprocess.run, ["umount", folder], check=True)
         yield folder, f"/sys/block/{os.path.basename(loop)}/stat"
