@@ -1,9 +1,12 @@
-"""How fast is a 4 KiB write into warm pages, at 1 and at 64 tasks?"""
+"""How fast are writes of 4 KiB into warm pages, by 1 and 64 tasks, and of 100 bytes into holes?"""
 
 from __future__ import annotations
 
 import mmap
+import os
 import random
+import tempfile
+import time
 
 import aiofiles
 
@@ -47,3 +50,28 @@ async def run(report: Report, *, smoke: bool) -> None:
                 report.row(f"{tasks} tasks: aiommap / bare store", ours / found["bare"], "x", 0.3)
                 report.row(f"{tasks} tasks: aiommap / aiofiles", ours / found["aiofiles"], "x", 30)
         bare.close()
+    await into_holes(report, smoke=smoke)
+
+
+async def into_holes(report: Report, *, smoke: bool) -> None:
+    """Write 100 bytes into holes that are pages apart, beside pwrite."""
+    size, count = (16 * MIB, 400) if smoke else (1024 * MIB, 20_000)
+    offsets = [page * BLOCK for page in random.sample(range(size // BLOCK), count)]
+    record, never = bytes(100), aiommap.FlushPolicy.never()
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "sparse")
+        async with aiommap.open(path, "w+", size=size, sparse=True, flush=never) as f:
+            start = time.perf_counter()
+            for offset in offsets:
+                await f.write(offset, record)
+            ours = (time.perf_counter() - start) / count
+            cached = (await f.residency()).resident
+        with open(os.path.join(folder, "bare"), "wb", buffering=0) as file:
+            os.truncate(file.fileno(), size)
+            start = time.perf_counter()
+            for offset in offsets:
+                os.pwrite(file.fileno(), record, offset)
+            bare = (time.perf_counter() - start) / count
+    report.row("100 bytes into a hole: aiommap", ours * 1e6, "us", 10, most=True)
+    report.row("100 bytes into a hole: aiommap / pwrite", ours / bare, "x")
+    report.row("100 bytes into a hole: pages cached / written", cached / count, "x", 2, most=True)
