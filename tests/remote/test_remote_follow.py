@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import threading
+from contextlib import AsyncExitStack
 
 import anyio
 import obstore
@@ -151,6 +153,81 @@ async def test_first_pointer_has_to_be_good(make_cache, text):
     async with make_cache() as cache:
         with pytest.raises((ValueError, FileNotFoundError)):
             await cache.follow(ObstoreSource(store, "LATEST"), pointer=True)
+
+
+async def test_all_who_follow_a_key_share_its_polls(make_cache, objects):
+    interval, followers = 0.02, 8
+    async with make_cache() as cache, AsyncExitStack() as stack:
+        began, asked = anyio.current_time(), objects.stats
+        lives = [
+            await stack.enter_async_context(cache.follow(objects, poll_interval=interval))
+            for _ in range(followers)
+        ]
+        opened = objects.stats - asked
+        for number in range(5):
+            objects.put(b"%d" % number)
+            with anyio.fail_after(30):
+                while any(live.generation < number + 2 for live in lives):
+                    await anyio.sleep(interval / 4)
+        reopened = 5 * followers
+        polls = objects.stats - asked - opened - reopened
+        turns = (anyio.current_time() - began) / interval
+    assert {live.generation for live in lives} == {6}
+    assert 5 <= polls <= turns + 1
+
+
+async def test_follower_of_a_key_that_another_follows_rarely(make_cache, objects):
+    async with make_cache() as cache, cache.follow(objects, poll_interval=3600) as rarely:
+        async with cache.follow(objects, poll_interval=SOON) as often:
+            generations = aiter(often)
+            await next_of(generations)
+            objects.put(b"new")
+            assert await (await next_of(generations)).read_exact(0, 3) == b"new"
+        assert rarely.generation == 1
+
+
+async def test_poll_goes_on_when_the_follower_that_asked_ends(make_cache, objects):
+    """The state is asked for by one of them, and that one ends before the answer comes."""
+    began, answer = threading.Semaphore(0), threading.Event()
+
+    class Slow:
+        url = objects.url
+        fetch = objects.fetch
+
+        def stat(self, known):
+            began.release()
+            assert answer.wait(30)
+            return objects.stat(known)
+
+    answer.set()
+    slow = Slow()
+    async with make_cache() as cache:
+        first = await cache.follow(slow, poll_interval=SOON)
+        second = await cache.follow(slow, poll_interval=SOON)
+        answer.clear()
+        while began.acquire(blocking=False):
+            pass
+        await anyio.to_thread.run_sync(began.acquire)
+        await first.aclose()
+        objects.put(b"new")
+        answer.set()
+        generations = aiter(second)
+        while (await next_of(generations)).size != 3:
+            pass
+        await second.aclose()
+
+
+async def test_equal_sources_are_of_one_store_and_object():
+    store, other = MemoryStore(), MemoryStore()
+    source = ObstoreSource(store, "a")
+    assert source == ObstoreSource(store, "a")
+    assert hash(source) == hash(ObstoreSource(store, "a"))
+    assert source not in (
+        ObstoreSource(store, "b"),
+        ObstoreSource(other, "a"),
+        source.at_version("1"),
+        "a",
+    )
 
 
 async def test_held_generation_outlives_following(make_cache, objects):

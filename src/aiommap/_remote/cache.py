@@ -35,6 +35,7 @@ from .fetches import Fetches, FetchQueue
 from .following import Followed, LiveRemoteSnapshot, PolledSource, RemoteGeneration
 from .obstore import ObstoreSource
 from .open_objects import Asked, Found, OpenObjects
+from .polls import Polls
 from .remote_snapshot import RemoteSnapshot
 from .source import (
     VALIDATORS,
@@ -113,6 +114,7 @@ class RemoteCache(AsyncResource):
         # By object that is open; snapshots and fetches under way keep them alive.
         self._fetches: weakref.WeakValueDictionary[Entry, Fetches] = weakref.WeakValueDictionary()
         self._followed: weakref.WeakSet[LiveRemoteSnapshot] = weakref.WeakSet()
+        self._polls = Polls()
         self._objects = OpenObjects(
             self._folder_path,
             self._max_bytes,
@@ -211,13 +213,14 @@ class RemoteCache(AsyncResource):
         """Follow an object that is overwritten: ``async with cache.follow(url) as live``.
 
         The cache polls the store by a request that the store answers without a body while nothing
-        has changed. A new object is opened, prewarmed and validated in the background, and only
-        then becomes ``live.current``. If one of these steps fails, the failure goes to
-        ``on_error``, and the object in service stays in service.
+        has changed. All who follow the same URL, or equal sources, share it. A new object is
+        opened, prewarmed and validated in the background, and only then becomes ``live.current``.
+        If one of these steps fails, the failure goes to ``on_error``, and the object in service
+        stays in service.
 
         Args:
             source: as for ``open``.
-            poll_interval: seconds between two requests.
+            poll_interval: seconds between two requests; the shortest counts for all who share them.
             pointer: whether the object is a pointer: a small text that names the object to serve,
                 by a key beside the pointer, or by a URL. The object has to be of the pointer's own
                 store: the same bucket, host or folder.
@@ -254,7 +257,8 @@ class RemoteCache(AsyncResource):
         async def opener(source: RemoteSource) -> RemoteGeneration:
             return await self._open(Asked(source), RemoteGeneration)
 
-        followed = PolledSource(asked, workers, opener, failed, self._counters)
+        poll = self._polls.of(asked.source)
+        followed = PolledSource(asked, workers, opener, failed, self._counters, poll)
 
         async def trial(candidate: RemoteGeneration) -> Any:
             return await followed.examine(serving, candidate)

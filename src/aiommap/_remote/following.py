@@ -1,7 +1,8 @@
 """Following an object of a store that is overwritten, or a pointer to one.
 
 ``_snapshot/follower`` puts generations in service. This module gives it candidates: it polls the
-store with a request that asks only for a state other than the last one.
+store with a request that asks only for a state other than the last one. All who follow the same key
+in a cache share these requests.
 
 If a trial fails because of the store, the next poll tries the object again. If the object itself
 was found bad, it is not tried again until the store has another one.
@@ -24,6 +25,7 @@ from .._snapshot.live import Generations
 from .counters import Counters
 from .obstore import source_of_url
 from .pointers import pointed_to
+from .polls import Poll
 from .remote_snapshot import Closer, RemoteSnapshot, SharedSnapshot
 from .source import RemoteSource, RemoteState
 
@@ -98,6 +100,7 @@ class PolledSource:
         opener: opens the object of a source as it is now.
         failed: the listeners that get the error of a poll that fails.
         counters: the counters of the cache.
+        poll: what the store said last of the object; shared with others who follow it.
     """
 
     def __init__(
@@ -107,8 +110,10 @@ class PolledSource:
         opener: Callable[[RemoteSource], Awaitable[RemoteGeneration]],
         failed: Listeners[Exception],
         counters: Counters,
+        poll: Poll,
     ) -> None:
         self._counters = counters
+        self._poll = poll
         self._asked = asked
         self._workers = workers
         self._opener = opener
@@ -136,25 +141,28 @@ class PolledSource:
 
     async def next(self) -> News:
         """Wait until the store has an object to try: another one, or one whose trial failed."""
-        source = self._source
-        assert source is not None
+        poll, interval = self._poll, self._asked.poll_interval
         while True:
-            with anyio.move_on_after(self._asked.poll_interval):
+            with anyio.move_on_after(poll.due_in(interval)):
                 await self._over.wait()
             if self.is_closed:
                 raise StopAsyncIteration
-            try:
-                self._counters.add(heads=1)
-                state = await self._ask(source.stat, self._settled)
-            except Exception as error:
+            await poll.refresh(self._stat, interval)
+            if poll.failure is not None:
                 if not self._failing and not self.is_closed:
-                    self._failed.tell(error)
+                    self._failed.tell(poll.failure)
                 self._failing = True
                 continue
             self._failing = False
             # Compare with the state as it is now: a trial may have ended during the request.
-            if state is not None and state != self._settled:
-                return News(state)
+            if poll.state is not None and poll.state != self._settled:
+                return News(poll.state)
+
+    async def _stat(self, known: RemoteState | None) -> RemoteState | None:
+        source = self._source
+        assert source is not None
+        self._counters.add(heads=1)
+        return await self._ask(source.stat, known)
 
     async def open(self) -> RemoteGeneration:
         """Open the object, or the object that the pointer names, as it is now."""

@@ -48,6 +48,17 @@ class FsspecSource:
         """The object's address, without secrets."""
         return self._url
 
+    def __eq__(self, other: object) -> bool:
+        """Tell whether another source asks the same file system for the same object."""
+        return isinstance(other, FsspecSource) and self._asks == other._asks
+
+    def __hash__(self) -> int:
+        return hash(self._asks)
+
+    @property
+    def _asks(self) -> tuple[object, ...]:
+        return (id(self._fs), self._path, self._url)
+
     def beside(self, name: str) -> FsspecSource:
         """Return a source of another file of the file system, below the folder of this one.
 

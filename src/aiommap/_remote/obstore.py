@@ -90,6 +90,17 @@ class ObstoreSource:
         """The version that is read; None for the newest."""
         return self._version
 
+    def __eq__(self, other: object) -> bool:
+        """Tell whether another source asks the same store for the same object."""
+        return isinstance(other, ObstoreSource) and self._asks == other._asks
+
+    def __hash__(self) -> int:
+        return hash(self._asks)
+
+    @property
+    def _asks(self) -> tuple[object, ...]:
+        return (id(self._store), self._key, self._version, self._url)
+
     def at_version(self, version: str) -> ObstoreSource:
         """Return a source of this version of the object."""
         return ObstoreSource(self._store, self._key, version=version, url=self._url)
