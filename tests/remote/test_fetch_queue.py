@@ -9,7 +9,7 @@ import anyio.to_thread
 import pytest
 
 from aiommap.remote import RemoteError
-from tests.support.internals import Workers
+from tests.support.internals import FetchQueue, Limiter, Workers, fetches
 from tests.support.objects import BLOCK, Objects
 
 pytestmark = pytest.mark.anyio
@@ -91,3 +91,119 @@ async def test_opening_waits_for_few_of_the_fetches_that_wait(make_cache, many):
                 opening.start_soon(open_other)
                 await anyio.wait_all_tasks_blocked()
                 many.gate.set()
+
+
+class Loop:
+    """Stands for a loop, its clock and its workers: tests run everything that was called."""
+
+    ended = False
+
+    def __init__(self):
+        self.reads = Limiter(1)
+        self.jobs = []
+        self.calls = []
+        self.timers = []
+        self.wakes = 0
+        self.clock_stands = False
+
+    def start(self, _limiter, work, leave):
+        self.jobs.append((work, leave))
+
+    def call_from_thread(self, function):
+        self.wakes += 1
+        self.calls.append(function)
+        return True
+
+    def call_later(self, delay, function):
+        assert delay == fetches.LOOK_SECONDS
+        if not self.clock_stands:
+            self.timers.append(function)
+
+    def turn(self):
+        """Run what was called from threads, and what timers are due for."""
+        due, self.calls, self.timers = self.calls + self.timers, [], []
+        for function in due:
+            function()
+
+
+@pytest.fixture
+def loop(monkeypatch):
+    """A loop whose turns take no time, so that all ends of fetches are close together."""
+    made = Loop()
+    monkeypatch.setattr(fetches, "call_later", made.call_later)
+    monkeypatch.setattr(fetches, "DENSE_SECONDS", float("inf"))
+    return made
+
+
+def start_fetches(loop, count, told, turns=1):
+    """Start fetches in each of which the loop takes some turns; they report to ``told``."""
+
+    def fetch():
+        for _ in range(turns):
+            loop.turn()
+
+    queue = FetchQueue(loop)
+    for number in range(count):
+        queue.start(fetch, lambda _bodies, _error, number=number: told.append(number))
+    ((work, leave),) = loop.jobs
+    return work, leave
+
+
+def test_fetches_that_end_close_together_do_not_wake_the_loop_each(loop):
+    told = []
+    work, leave = start_fetches(loop, 20, told)
+    last = work()
+    assert loop.wakes == 1
+    assert told == [*range(19)]
+    leave(last, None)
+    assert told == [*range(20)]
+
+
+def test_reports_do_not_wait_for_the_clock_when_no_fetch_is_left(loop):
+    """A clock may stand still, as those of tests do."""
+    told = []
+    loop.clock_stands = True
+    work, leave = start_fetches(loop, 20, told)
+    leave(work(), None)
+    assert told == [*range(20)]
+
+
+def test_loop_stops_looking_when_nothing_has_ended(loop):
+    told = []
+    work, _leave = start_fetches(loop, 20, told, turns=3)
+    work()
+    assert loop.wakes == 19
+    assert told == [*range(19)]
+
+
+def test_report_that_fails_keeps_no_other_from_coming(loop):
+    def fail(_bodies, _error):
+        raise MemoryError
+
+    told = []
+    queue = FetchQueue(loop)
+    queue.start(list, fail)
+    for number in range(3):
+        queue.start(list, lambda _bodies, _error, number=number: told.append(number))
+    ((work, leave),) = loop.jobs
+    last = work()
+    with pytest.raises(MemoryError):
+        loop.turn()
+    leave(last, None)
+    assert told == [0, 1, 2]
+
+
+def test_thread_goes_on_while_nobody_waits_for_its_token(loop):
+    told = []
+    work, leave = start_fetches(loop, 5 * fetches.FETCHES_A_TURN, told)
+    leave(work(), None)
+    assert told == [*range(fetches.MOST_FETCHES_A_TURN)]
+
+
+def test_thread_returns_a_token_that_somebody_waits_for(loop):
+    told = []
+    work, leave = start_fetches(loop, 5 * fetches.FETCHES_A_TURN, told)
+    loop.reads.queue(lambda: None)
+    leave(work(), None)
+    assert told == [*range(fetches.FETCHES_A_TURN)]
+    assert len(loop.jobs) == 2

@@ -172,6 +172,7 @@ ReadAhead = remote_fetching.ReadAhead
 requests_ahead = remote_fetching.requests_ahead
 Body = body.Body
 Fetch = fetches.Fetch
+FetchQueue = fetches.FetchQueue
 Sequence = sequence.Sequence
 requests_of = remote_fetching.requests_of
 runs_of = remote_fetching.runs_of
@@ -182,6 +183,7 @@ without_secrets = remote_source.without_secrets
 # aiommap._runtime
 BatchQueue = batching.BatchQueue
 Kind = batching.Kind
+Limiter = workers.Limiter
 Workers = workers.Workers
 clock = kept_threads.clock
 run_in_thread = threads.run_in_thread

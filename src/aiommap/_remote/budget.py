@@ -42,7 +42,7 @@ from .leases import Leases, LockFile
 PATIENCE_SECONDS = 0.5
 DISTRUST_SECONDS = 5.0
 #: How much is reserved ahead: so many bytes, but at most this part of ``max_bytes``.
-AHEAD_BYTES = 4 << 20
+AHEAD_BYTES = 16 << 20
 AHEAD_SHARE = 256
 
 
@@ -66,6 +66,7 @@ class Budget:
         "_min_free",
         "_mutex",
         "_own",
+        "_reserving",
         "_spare",
         "_spare_mutex",
         "_stuck_until",
@@ -90,6 +91,8 @@ class Budget:
         self.max_bytes: int = max_bytes
         self._min_free = min_free
         self._mutex = Mutex()
+        #: Held by the thread that reserves; others wait for what it reserves ahead.
+        self._reserving = Mutex()
         #: What this process has reserved, according to the file; changed with the lock held.
         self._own = 0
         self._ahead = round_down(min(AHEAD_BYTES, max_bytes // AHEAD_SHARE))
@@ -167,8 +170,11 @@ class Budget:
 
     def reserve(self, length: int) -> bool:
         """Reserve bytes, and some ahead; False if there is no room for them (budget.1)."""
-        with self.locked() as state:
-            return not self.detached and self._reserve_with(state, length)
+        with self._reserving:
+            if self.take(length):  # another thread has reserved ahead meanwhile
+                return True
+            with self.locked() as state:
+                return not self.detached and self._reserve_with(state, length)
 
     def take_or_reserve(self, state: FolderState, length: int) -> bool:
         """Reserve bytes, with the lock held; False if there is no room, or the folder is gone."""
@@ -211,7 +217,7 @@ class Budget:
         with self._spare_mutex:
             self._spare += round_up(length) - used
             self._used += used
-            if self._used <= self._ahead and self._spare <= 2 * self._ahead:
+            if self._used <= 2 * self._ahead and self._spare <= 2 * self._ahead:
                 return
         with self.locked() as state:
             self._note_used()

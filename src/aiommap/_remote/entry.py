@@ -222,7 +222,7 @@ class Entry:
             busy: list[Claim] = []
             for low, high in runs:
                 claims, others = self._claim(low, high)
-                taken.update(block for block, _ in claims)
+                taken.update([block for block, _ in claims])
                 claimed()
                 bodies += self._fetch_claims(source, claims)
                 busy += others
@@ -336,13 +336,15 @@ class Entry:
         bodies = []
         done = 0
         try:
-            for first, end in self.requests(runs_of([block for block, _ in claims])):
+            blocks = [block for block, _ in claims]
+            for first, end in requests_of(runs_of(blocks), self._request_blocks):
                 run = claims[done : done + end - first]
                 bodies.append(self._fetch_run(source, run))
                 self._end(run)
                 done += len(run)
         finally:
-            self._end(claims[done:])
+            if done < len(claims):
+                self._end(claims[done:])
         return bodies
 
     def _fetch_run(self, source: RemoteSource, claims: list[Claim]) -> Body:
@@ -357,8 +359,9 @@ class Entry:
             self._short = stored < len(claims)
             if not self._short:
                 room.note_stored(length)
-        self._counters.add(stored_blocks=stored, unstored_blocks=len(claims) - stored)
-        return Body(start, data, stored == len(claims))
+        unstored = len(claims) - stored
+        self._counters.add(stored_blocks=stored, unstored_blocks=unstored)
+        return Body(start, data, not unstored)
 
     def _fetch_into(
         self, room: Room, source: RemoteSource, claims: list[Claim], run: tuple[int, int]

@@ -126,11 +126,11 @@ class FolderRoom:
         wanted = length
         if wanted > budget.max_bytes:
             wanted = budget.max_bytes // unit * unit if unit else 0
-        if budget.detached or not wanted:
+        if not wanted:
             return 0
         if budget.reserve(wanted):
             return wanted
-        if self._trimming:
+        if self._trimming or budget.detached:
             return 0
         made = self._make(wanted, unit)
         if made < wanted and (shortage := budget.disk_shortage(wanted)) is not None:

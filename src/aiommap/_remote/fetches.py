@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 
 from .._runtime.callbacks import nothing
 from .._runtime.event_loop import Event
+from .._runtime.loops import call_later
 from .._runtime.workers import Workers
 from .body import Body
 from .counters import Counters
@@ -16,8 +18,13 @@ from .entry import Entry
 from .fetching import Run, runs_of
 from .source import RemoteSource
 
-#: How many fetches a thread runs before it returns its token, which an ``open`` may wait for.
+#: How many fetches a thread runs before it returns its token to an ``open`` that waits for it; and
+#: how many if nobody seems to, because the one that waits next has to get a chance.
 FETCHES_A_TURN = 8
+MOST_FETCHES_A_TURN = 32
+#: How soon the loop looks again for fetches that have ended, while they do so at least this often.
+LOOK_SECONDS = 0.001
+DENSE_SECONDS = 3 * LOOK_SECONDS
 
 Ended = Callable[[list[Body] | None, BaseException | None], object]
 
@@ -27,19 +34,25 @@ class FetchQueue:
 
     If the loop handed out each fetch, a thread would wait twice between two of them: for the loop,
     and for the GIL. The last fetch of a thread is reported when the thread's job ends, because the
-    thread is then free for the next job. The others that end before the loop has woken are reported
-    together: to wake the loop is a system call, after which a thread waits for the GIL.
+    thread is then free for the next job.
+
+    To wake the loop takes four system calls of two threads, and after each of them the thread waits
+    for the GIL. So the fetches that end before the loop has woken are reported together. And while
+    they end one soon after another, and the threads need nothing of the loop because each finds
+    another fetch to go on with, the loop looks for reports every millisecond, and nobody wakes it.
+    Network cards and their drivers do the same.
     """
 
-    __slots__ = ("_called", "_ended", "_threads", "_waiting", "_workers")
+    __slots__ = ("_ended", "_looked", "_looked_for", "_threads", "_waiting", "_workers")
 
     def __init__(self, workers: Workers) -> None:
         self._workers = workers
         self._waiting: deque[tuple[Callable[[], list[Body]], Ended]] = deque()
         self._threads = 0
-        #: Reports for the loop; and whether it was called to take them, and has not begun to.
+        #: Reports for the loop; and whether it will look for them, so that nobody has to wake it.
         self._ended: deque[Callable[[], object]] = deque()
-        self._called = False
+        self._looked_for = False
+        self._looked = 0.0
 
     def start(self, fetch: Callable[[], list[Body]], ended: Ended) -> None:
         """Fetch in a thread; ``ended`` gets the result or the error. For the loop thread."""
@@ -55,13 +68,15 @@ class FetchQueue:
 
     def _work(self) -> Callable[[], object]:
         """Run waiting fetches; return the call that reports the last of them, for the loop."""
-        for left in reversed(range(FETCHES_A_TURN)):
+        waiting, reads = self._waiting, self._workers.reads
+        for left in reversed(range(MOST_FETCHES_A_TURN)):
             try:
-                fetch, ended = self._waiting.popleft()
+                fetch, ended = waiting.popleft()
             except IndexError:  # other threads took them
                 break
             tell = partial(ended, *_outcome_of(fetch))
-            if not (left and self._waiting):
+            others_wait = left <= MOST_FETCHES_A_TURN - FETCHES_A_TURN and reads.is_awaited
+            if others_wait or not (left and waiting):
                 return tell
             if not self._report(tell):
                 break  # the loop has ended
@@ -70,13 +85,21 @@ class FetchQueue:
     def _report(self, tell: Callable[[], object]) -> bool:
         """Have the loop call a function soon; False if the loop has ended."""
         self._ended.append(tell)
-        if self._called:  # then ``_take_reports`` has not begun, and finds this one, too
-            return True
-        self._called = True
+        if self._looked_for:  # it was there before the loop begins to look
+            return not self._workers.ended
+        self._looked_for = True
         return self._workers.call_from_thread(self._take_reports)
 
     def _take_reports(self) -> None:
-        self._called = False
+        """Make the reports that there are; then look again soon, or have the threads wake us."""
+        before, self._looked = self._looked, time.monotonic()
+        dense = bool(self._ended) and self._looked - before < DENSE_SECONDS
+        self._looked_for = dense and len(self._waiting) >= self._threads
+        if self._looked_for:
+            call_later(LOOK_SECONDS, self._take_reports)
+        self._tell()
+
+    def _tell(self) -> None:
         for _ in range(len(self._ended)):
             self._ended.popleft()()
 
@@ -84,6 +107,7 @@ class FetchQueue:
         self._threads -= 1
         if self._waiting:
             self._employ()
+        self._tell()  # or these would wait for the next look, though this thread has woken the loop
         if tell is not None:
             tell()
 
@@ -176,8 +200,9 @@ class Fetches:
                     found[fetch] = None
                     fetch.wanted = fetch.wanted or wanted
                     self._counters.add(coalesced=1)
-        for request in self._entry.requests(runs_of(sorted(rest))):
-            found[self._start(source, request, wanted)] = None
+        if rest:
+            for request in self._entry.requests(runs_of(sorted(rest))):
+                found[self._start(source, request, wanted)] = None
         return list(found)
 
     def adopt(self, fetch: Fetch) -> None:

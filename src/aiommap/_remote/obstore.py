@@ -54,7 +54,7 @@ class ObstoreSource:
     Source: obstore's ``get`` with ``range``, ``if_match``, ``version`` and ``head``.
     """
 
-    __slots__ = ("_key", "_obstore", "_store", "_url", "_version")
+    __slots__ = ("_key", "_last", "_obstore", "_store", "_url", "_version")
 
     def __init__(
         self, store: object, key: str, *, version: str | None = None, url: str | None = None
@@ -66,6 +66,8 @@ class ObstoreSource:
         self._version = version
         self._url = without_secrets(url or address_in_store(store, key))
         self._obstore: Any = None
+        #: What the engine told with the last response, and the state that it is.
+        self._last: tuple[Any, RemoteState] | None = None
 
     @staticmethod
     def from_url(url: str) -> ObstoreSource:
@@ -212,13 +214,18 @@ class ObstoreSource:
         raise failure  # here, because a context would have the signed URL (R13)
 
     def _state_of(self, meta: Any) -> RemoteState:
+        last = self._last
+        if last is not None and last[0] == meta:  # nearly always: making it again takes longer
+            return last[1]
         modified = meta.get("last_modified")
-        return RemoteState(
+        state = RemoteState(
             size=meta["size"],
             etag=meta.get("e_tag"),
             version=self._version or meta.get("version"),
             modified=None if modified is None else _moment(modified),
         )
+        self._last = meta, state
+        return state
 
     def _translated(
         self, error: Exception, start: int, length: int, state: RemoteState | None

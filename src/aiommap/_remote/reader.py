@@ -9,8 +9,9 @@ from typing import SupportsIndex, TypeVar, TypeVarTuple, Unpack, cast
 
 import anyio.lowlevel
 
-from .._arguments import check_range, plain_integers, ranges_of
+from .._arguments import check_range, ranges_of
 from .._core.file_core import FileCore
+from .._native import time_slice_spent
 from .._runtime.tracing import traced
 from .body import Body
 from .counters import Counters
@@ -85,13 +86,13 @@ class RemoteReader:
             sequence: of a reader that fetches ahead by itself; None for a read of any caller.
         """
         core = self._core
-        if await core.workers.checkpoint_if_due():
+        if time_slice_spent() and await core.workers.checkpoint_if_due():
             data = self._inline(self._mapping, offset, length)
             if data is not None:
                 return data
         core.check_usable()
-        plain = plain_integers(offset, length)
         start, count = check_range(offset, length, self._entry.size)
+        plain = start is offset and count is length
         data = None if plain else self._inline(self._mapping, start, count)
         if data is not None or not count:
             return data or b""
@@ -148,14 +149,14 @@ class RemoteReader:
         fetched = list(known)
         missed = False
         while True:
-            bodies = [*fetched, *sequence.bodies(start, start + count)]
+            bodies = fetched + sequence.bodies(start, start + count)
             data = _copy_small(start, count, bodies)
             if data is not None:
                 return data
             self._core.check_usable()
             runs = self._entry.uncovered(start, count, bodies)
             fetches = self._fetches.begin(self.source, runs)
-            if self.requests_ahead:
+            if ahead is not None and self.requests_ahead:
                 self.fetch_ahead(ahead, sequence)  # behind the fetches that this task waits for
             ahead = None
             if not fetches:
@@ -193,14 +194,13 @@ class RemoteReader:
         entry = self._entry
         return not entry.keeps or entry.most_bytes < TIGHT_REQUESTS * entry.request_bytes
 
-    def fetch_ahead(self, range_: Run | None, sequence: Sequence) -> None:
+    def fetch_ahead(self, range_: Run, sequence: Sequence) -> None:
         """Begin to fetch a range of bytes that no task waits for yet.
 
         The sequence keeps what is not stored, and all of it if the cache is small.
         """
-        if range_ is not None:
-            runs = self._entry.uncovered(range_[0], range_[1] - range_[0], [])
-            sequence.expect(self._fetches.begin(self.source, runs, wanted=self._is_tight))
+        runs = self._entry.uncovered(range_[0], range_[1] - range_[0], [])
+        sequence.expect(self._fetches.begin(self.source, runs, wanted=self._is_tight))
 
     def expect(self, fetch: Fetch | None) -> None:
         """Keep what a fetch brings for the first read, if it cannot be stored."""

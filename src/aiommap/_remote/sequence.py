@@ -44,6 +44,8 @@ class Sequence:
 
     def bodies(self, start: int, end: int) -> list[Body]:
         """Return the bodies that have some of the bytes [start, end)."""
+        if not (self._bodies or self._fetches):
+            return []
         self._take_ended()
         return [body for body in self._bodies if body.start < end and body.end > start]
 

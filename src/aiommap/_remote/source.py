@@ -243,6 +243,8 @@ class ObjectIdentity:
         response.
         """
         mine = self.state
+        if state is mine:
+            return True
         if state.size != mine.size:
             return False
         if None not in (mine.version, state.version) and mine.version != state.version:

@@ -136,6 +136,11 @@ class Limiter:
         """How many wait."""
         return sum(job is None or not job.withdrawn for job, _ in self._waiting)
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody waits, or did and was withdrawn; in any thread."""
+        return bool(self._waiting)
+
     def begin(self, begin: Callable[[], object]) -> None:
         """Call a function that begins something once it has a token: at once, or at its turn."""
         if self.take():
