@@ -41,7 +41,7 @@ class Attempt:
         self.workers: Workers = workers
         self._told = workers.event()
         self._error: BaseException | None = None
-        self._first = Fetch((0, 1), workers.event())
+        self._first = Fetch((0, 1), workers.waiter)
         self._fetches: Fetches | None = None
         self._mutex = Mutex()
         #: With the mutex: whether nobody waits any more, and what was found meanwhile.

@@ -23,6 +23,11 @@ class Counters:
             for name, count in counts.items():
                 self._counts[name] += count
 
+    def add_to(self, name: str, count: int = 1) -> None:
+        """Add to one counter: half the time of ``add``, for what each fetch counts."""
+        with self._mutex:
+            self._counts[name] += count
+
     def snapshot(self, **others: int) -> CacheStatistics:
         """Return all counters, plus numbers that are counted elsewhere."""
         with self._mutex:

@@ -272,8 +272,10 @@ class Entry:
         with in_turn(self._verifying) if long else nullcontext():
             return self.blocks.verify(low, high)
 
-    def _end(self, claims: Iterable[Claim]) -> None:
+    def _end(self, claims: list[Claim]) -> None:
         """End the claims that are still ours: a block that was published is not (entry.2)."""
+        if not claims:
+            return
         with self._mutex:
             for block, word in claims:
                 self._active.discard(block)
@@ -334,17 +336,18 @@ class Entry:
     def _fetch_claims(self, source: RemoteSource, claims: list[Claim]) -> list[Body]:
         """Fetch the claimed blocks, in their order, and end the claims."""
         bodies = []
-        done = 0
         try:
+            if len(claims) == 1:  # as nearly always
+                return [self._fetch_run(source, claims)]
             blocks = [block for block, _ in claims]
             for first, end in requests_of(runs_of(blocks), self._request_blocks):
-                run = claims[done : done + end - first]
-                bodies.append(self._fetch_run(source, run))
-                self._end(run)
-                done += len(run)
+                run, claims = claims[: end - first], claims[end - first :]
+                try:
+                    bodies.append(self._fetch_run(source, run))
+                finally:
+                    self._end(run)
         finally:
-            if done < len(claims):
-                self._end(claims[done:])
+            self._end(claims)
         return bodies
 
     def _fetch_run(self, source: RemoteSource, claims: list[Claim]) -> Body:
@@ -359,9 +362,11 @@ class Entry:
             self._short = stored < len(claims)
             if not self._short:
                 room.note_stored(length)
-        unstored = len(claims) - stored
-        self._counters.add(stored_blocks=stored, unstored_blocks=unstored)
-        return Body(start, data, not unstored)
+        if stored:
+            self._counters.add_to("stored_blocks", stored)
+        if stored < len(claims):
+            self._counters.add_to("unstored_blocks", len(claims) - stored)
+        return Body(start, data, stored == len(claims))
 
     def _fetch_into(
         self, room: Room, source: RemoteSource, claims: list[Claim], run: tuple[int, int]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from .._runtime.callbacks import nothing
-from .._runtime.event_loop import Event
+from .._runtime.event_loop import Waiter
 from .._runtime.loops import call_later
 from .._runtime.workers import Workers
 from .body import Body
@@ -124,30 +124,45 @@ class Fetch:
 
     Attributes:
         run: the blocks [first, end) that it fetches.
-        done: set when it has ended.
+        ended: whether it has ended.
         bodies: what it brought; if nobody wants it, only what could not be stored.
         error: why it failed; None if it did not.
         wanted: whether somebody waits for it.
     """
 
-    __slots__ = ("bodies", "done", "error", "run", "wanted")
+    __slots__ = ("_waiter", "_waiters", "bodies", "ended", "error", "run", "wanted")
 
-    def __init__(self, run: Run, done: Event, *, wanted: bool = False) -> None:
+    def __init__(
+        self, run: Run, waiter: Callable[[], Waiter[None]], *, wanted: bool = False
+    ) -> None:
         self.run: Run = run
-        self.done: Event = done
+        #: Makes waiters. Nearly always one task waits, for which an event would take longer.
+        self._waiter = waiter
+        self._waiters: list[Waiter[None]] = []
+        self.ended: bool = False
         self.wanted: bool = wanted
         self.bodies: list[Body] = []
         self.error: BaseException | None = None
 
     def end(self, bodies: list[Body], error: BaseException | None) -> None:
         """Set the outcome, and wake all waiters."""
-        self.bodies = [body for body in bodies if self.wanted or not body.kept]
+        self.bodies = bodies if self.wanted else [body for body in bodies if not body.kept]
         self.error = error
-        self.done.set()
+        self.ended = True
+        for waiter in self._waiters:
+            if not waiter.done():  # as one is that was cancelled in this turn of the loop
+                waiter.set_result(None)
 
     async def wait(self) -> list[Body]:
         """Wait for the end; return the bodies, or raise a copy of the error."""
-        await self.done.wait()
+        if not self.ended:
+            waiter = self._waiter()
+            self._waiters.append(waiter)
+            try:
+                await waiter
+            except BaseException:
+                self._waiters.remove(waiter)
+                raise
         if self.error is not None:
             raise _again(self.error) from self.error
         return self.bodies
@@ -180,7 +195,7 @@ class Fetches:
         self._begun: Fetch | None = None
 
     def begin(
-        self, source: RemoteSource, runs: Iterable[Run], *, wanted: bool = True
+        self, source: RemoteSource, runs: Sequence[Run], *, wanted: bool = True
     ) -> list[Fetch]:
         """Begin to fetch runs of blocks; return all fetches to wait for.
 
@@ -189,6 +204,8 @@ class Fetches:
         Args:
             wanted: whether somebody waits for the bodies, also for those that can be stored.
         """
+        if len(runs) == 1 and runs[0][1] - runs[0][0] == 1 and runs[0][0] not in self._under_way:
+            return [self._start(source, runs[0], wanted)]  # as nearly always
         found: dict[Fetch, None] = {}
         rest: set[int] = set()  # a set, because runs may overlap
         for run in runs:
@@ -200,15 +217,14 @@ class Fetches:
                     found[fetch] = None
                     fetch.wanted = fetch.wanted or wanted
                     self._counters.add(coalesced=1)
-        if rest:
-            for request in self._entry.requests(runs_of(sorted(rest))):
-                found[self._start(source, request, wanted)] = None
+        for request in self._entry.requests(runs_of(sorted(rest))):
+            found[self._start(source, request, wanted)] = None
         return list(found)
 
     def adopt(self, fetch: Fetch) -> None:
         """Have whoever wants its blocks wait for a fetch that an opening began."""
         self._begun = fetch
-        if fetch.done.is_set():
+        if fetch.ended:
             return
         for block in range(*fetch.run):
             self._under_way.setdefault(block, fetch)
@@ -225,7 +241,7 @@ class Fetches:
                 del self._under_way[block]
 
     def _start(self, source: RemoteSource, run: Run, wanted: bool) -> Fetch:
-        fetch = Fetch(run, self._workers.event(), wanted=wanted)
+        fetch = Fetch(run, self._workers.waiter, wanted=wanted)
         self._entry.use()
         for block in range(*run):
             self._under_way[block] = fetch

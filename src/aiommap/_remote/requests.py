@@ -33,7 +33,8 @@ class Requests:
         reason = ""
         for attempt in range(1, ATTEMPTS + 1):
             begun = isinstance(source, BegunSource) and source.has(start, end)
-            self._counters.add(gets=int(not begun))  # a begun GET was counted when it was sent
+            if not begun:  # a begun GET was counted when it was sent
+                self._counters.add_to("gets")
             began = time.monotonic()
             try:
                 data, state = source.fetch(start, end, self._identity.state)
@@ -55,8 +56,8 @@ class Requests:
                 took = time.monotonic() - began
                 self.recent_seconds = max(took, 0.9 * self.recent_seconds)
                 view = memoryview(data).cast("B")
-                self._counters.add(fetched_bytes=len(view))
-                if self._identity.is_of(state) and len(view) == end - start:
+                self._counters.add_to("fetched_bytes", len(view))
+                if len(view) == end - start and self._identity.is_of(state):
                     return view
                 reason = self._difference(state, len(view), end - start)
             self._check(source)

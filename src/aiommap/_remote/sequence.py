@@ -51,7 +51,7 @@ class Sequence:
 
     def _take_ended(self) -> None:
         """Take over the bodies of fetches that have ended."""
-        for fetch in [fetch for fetch in self._fetches if fetch.done.is_set()]:
+        for fetch in [fetch for fetch in self._fetches if fetch.ended]:
             self._fetches.remove(fetch)
             self._bodies += fetch.bodies
 
