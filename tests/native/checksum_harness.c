@@ -90,6 +90,40 @@ static void checksum_between_walls(void)
     }
 }
 
+/* Whether a copy is what was copied, and its sum too, and nothing beside it was stored to. */
+static bool copy_agrees(char *to, const char *from, size_t length)
+{
+    enum { WALL = 64 };
+    memset(to - WALL, 0x5A, length + 2 * WALL);
+    bool same = crc32c_copy(9, to, from, length) == bit_by_bit(9, from, length) &&
+                memcmp(to, from, length) == 0;
+    for (size_t i = 1; i <= WALL; i++)
+        same &= to[-(ptrdiff_t)i] == 0x5A && to[length + i - 1] == 0x5A;
+    return same;
+}
+
+static void checksum_of_copies(void)
+{
+    static char to[LENGTHS + 256];
+    make_data();
+    for (size_t length = 0; length <= LENGTHS; length++)
+        EXPECT(copy_agrees(to + 64 + length % 33, data + length % 37, length));
+}
+
+static void checksum_of_a_copy_between_walls(void)
+{
+    static char to[LENGTHS + 256];
+    char *walled = mmap(NULL, 3 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    EXPECT(walled != MAP_FAILED);
+    EXPECT(mprotect(walled + page, page, PROT_READ | PROT_WRITE) == 0);
+    make_data();
+    memcpy(walled + page, data, page);
+    for (size_t length = 0; length <= LENGTHS && length <= page; length++) {
+        EXPECT(copy_agrees(to + 64, walled + 2 * page - length, length));
+        EXPECT(copy_agrees(to + 64, walled + page, length));
+    }
+}
+
 static void checksum_by_unknown_ways(void)
 {
     uint32_t crc = 5;
@@ -101,6 +135,8 @@ static const struct test_case cases[] = {
     {"checksum_at_each_address", checksum_at_each_address},
     {"checksum_of_each_bit", checksum_of_each_bit},
     {"checksum_between_walls", checksum_between_walls},
+    {"checksum_of_copies", checksum_of_copies},
+    {"checksum_of_a_copy_between_walls", checksum_of_a_copy_between_walls},
     {"checksum_by_unknown_ways", checksum_by_unknown_ways},
 };
 

@@ -446,7 +446,8 @@ def _seek(
             in_memory,
         )
         stop = min(size, max(segment.offset_of(end), HEADER_BYTES))
-        cursor.seek(start, stop)
+        if cursor.sequence < start:  # else nothing lies before it: read no window for the search
+            cursor.seek(start, stop)
         if cursor.sequence < start:
             # A record before it is damaged, and nobody asked for that one.
             found = find_record(

@@ -16,6 +16,7 @@
 #include "../sys/crc32c.h"
 #include "../sys/file_io.h"
 #include "../sys/forks.h"
+#include "../sys/page.h"
 
 /* What one read brings; larger records are read by themselves. */
 #define BUFFER_BYTES ((size_t)256 << 10)
@@ -46,7 +47,8 @@ typedef struct {
     uint64_t proof;
     uint32_t last_crc;
     int state;
-    char *buffer;
+    char *room;     /* constant; of the buffer */
+    char *buffer;   /* in the room, as far into a page as its bytes are in the file (page.h) */
     int64_t start;  /* the offset of what is in the buffer */
     size_t filled;
     /* This many records, below an offset of the file, may be handed out without asking Python. */
@@ -136,8 +138,8 @@ static PyObject *cursor_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNU
     self->next_type = (PyTypeObject *)Py_NewRef((PyObject *)state->log_next_type);
     self->fd = -1;
     self->generation = fork_generation;
-    self->buffer = malloc(BUFFER_BYTES);
-    if (!self->buffer) {
+    self->room = aligned_alloc(page_size(), BUFFER_BYTES + page_size());
+    if (!self->room) {
         Py_DECREF(self);
         return PyErr_NoMemory();
     }
@@ -149,7 +151,7 @@ static void cursor_dealloc(LogCursor *self)
     Py_XDECREF((PyObject *)self->record_type);
     Py_XDECREF((PyObject *)self->next_type);
     Py_XDECREF(self->spare);
-    free(self->buffer);
+    free(self->room);
     object_free(self);
 }
 
@@ -173,9 +175,12 @@ static PyObject *cursor_enter(LogCursor *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
-static size_t wanted(const LogCursor *self, int64_t end)
+/* Place the buffer for a read from the cursor's place on, up to `end`; returns how long that is. */
+static size_t prepare(LogCursor *self, int64_t end)
 {
     int64_t left = end - self->offset;
+    self->buffer = self->room + into_page(self->offset);
+    self->start = self->offset;
     return left < (int64_t)BUFFER_BYTES ? (size_t)left : BUFFER_BYTES;
 }
 
@@ -184,12 +189,11 @@ static size_t wanted(const LogCursor *self, int64_t end)
 static bool fill_now(LogCursor *self, int64_t end, int *error)
 {
     ssize_t got;
+    size_t length = prepare(self, end);
     Py_BEGIN_ALLOW_THREADS
-    size_t length = wanted(self, end);
     got = self->in_memory ? file_read(self->fd, self->buffer, length, self->offset)
                           : file_read_nowait(self->fd, self->buffer, length, self->offset);
     Py_END_ALLOW_THREADS
-    self->start = self->offset;
     self->filled = got > 0 ? (size_t)got : 0;
     if (got < 0 && got != -EAGAIN && got != -EOPNOTSUPP && got != -EINTR && got != -ENOSYS)
         *error = (int)-got;
@@ -199,10 +203,10 @@ static bool fill_now(LogCursor *self, int64_t end, int *error)
 static int fill_waiting(LogCursor *self, int64_t end)
 {
     ssize_t got;
+    size_t length = prepare(self, end);
     Py_BEGIN_ALLOW_THREADS
-    got = file_read(self->fd, self->buffer, wanted(self, end), self->offset);
+    got = file_read(self->fd, self->buffer, length, self->offset);
     Py_END_ALLOW_THREADS
-    self->start = self->offset;
     self->filled = got > 0 ? (size_t)got : 0;
     return got < 0 ? (int)-got : 0;
 }
@@ -270,6 +274,22 @@ static PyObject *take_large(LogCursor *self, const struct frame *frame, int *err
     return NULL;
 }
 
+/* Make a record while its bytes are copied and summed: for data that is long enough for that to
+ * pay. */
+static PyObject *take_long(LogCursor *self, const char *from, const struct frame *frame,
+                           enum frame_verdict *verdict)
+{
+    PyObject *data = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)frame->length);
+    if (!data)
+        return NULL;
+    /* SAFETY: nobody else knows the new object yet, and it has room for `length` bytes. */
+    *verdict = frame_copy(PyBytes_AsString(data), from, &self->place, frame);
+    if (*verdict == FRAME_FITS)
+        return keep(self, frame, data);
+    Py_DECREF(data);
+    return NULL;
+}
+
 /* The next record in the buffer; NULL without an exception where there is none. Then *frame is what was
  * not taken, and *verdict says why. */
 static PyObject *take_buffered(LogCursor *self, int64_t end, struct frame *frame,
@@ -281,7 +301,12 @@ static PyObject *take_buffered(LogCursor *self, int64_t end, struct frame *frame
            self->offset < self->start + (int64_t)self->filled) {
         const char *from = self->buffer + (self->offset - self->start);
         size_t available = (size_t)(self->start + (int64_t)self->filled - self->offset);
-        *verdict = frame_decode(from, available, &self->place, frame);
+        *verdict = frame_begin(from, available, &self->place, frame);
+        if (*verdict == FRAME_FITS && frame->kind == FRAME_RECORD &&
+            frame->length >= COPY_AND_SUM_BYTES)
+            return take_long(self, from, frame, verdict);
+        if (*verdict == FRAME_FITS)
+            *verdict = frame_check(from, &self->place, frame);
         if (*verdict != FRAME_FITS)
             return NULL;
         if (frame->kind == FRAME_RECORD)

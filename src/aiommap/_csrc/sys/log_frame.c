@@ -99,18 +99,37 @@ bool frame_is_plausible(const struct frame *frame, const struct frame_place *pla
            frame->life >= place->life;
 }
 
-enum frame_verdict frame_decode(const char *from, size_t available,
-                                const struct frame_place *place, struct frame *frame)
+enum frame_verdict frame_begin(const char *from, size_t available,
+                               const struct frame_place *place, struct frame *frame)
 {
     if (available < FRAME_HEADER_BYTES)
         return FRAME_INCOMPLETE;
     frame_header(from, frame);
     if (!frame_is_plausible(frame, place))
         return FRAME_WRONG;
-    uint64_t whole = frame_bytes(frame->length);
-    if (available < whole)
-        return FRAME_INCOMPLETE;
+    return available < frame_bytes(frame->length) ? FRAME_INCOMPLETE : FRAME_FITS;
+}
+
+enum frame_verdict frame_check(const char *from, const struct frame_place *place,
+                               const struct frame *frame)
+{
     uint32_t crc = crc32c(frame_header_checksum(from, place), from + FRAME_HEADER_BYTES,
-                          (size_t)whole - FRAME_HEADER_BYTES);
+                          (size_t)frame_bytes(frame->length) - FRAME_HEADER_BYTES);
     return crc == frame->crc ? FRAME_FITS : FRAME_WRONG;
+}
+
+enum frame_verdict frame_copy(void *to, const char *from, const struct frame_place *place,
+                              const struct frame *frame)
+{
+    const char *data = from + FRAME_HEADER_BYTES;
+    size_t padding = (size_t)frame_bytes(frame->length) - FRAME_HEADER_BYTES - frame->length;
+    uint32_t crc = crc32c_copy(frame_header_checksum(from, place), to, data, frame->length);
+    return crc32c(crc, data + frame->length, padding) == frame->crc ? FRAME_FITS : FRAME_WRONG;
+}
+
+enum frame_verdict frame_decode(const char *from, size_t available,
+                                const struct frame_place *place, struct frame *frame)
+{
+    enum frame_verdict verdict = frame_begin(from, available, place, frame);
+    return verdict == FRAME_FITS ? frame_check(from, place, frame) : verdict;
 }

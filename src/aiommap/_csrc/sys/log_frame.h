@@ -62,7 +62,16 @@ uint32_t frame_header_checksum(const char *header, const struct frame_place *pla
 /* The checksum of a frame of which header, data and padding may lie apart. */
 uint32_t frame_checksum(const char *header, const void *data, size_t length,
                         const struct frame_place *place);
-/* Check the frame at the beginning of some bytes. */
+/* Read the header of the frame at the beginning of some bytes: FRAME_FITS if it can be the one of the
+ * place and all of it is there; its checksum is left for frame_check, or for frame_copy, which checks
+ * a frame while it copies its data. */
+enum frame_verdict frame_begin(const char *from, size_t available,
+                               const struct frame_place *place, struct frame *frame);
+enum frame_verdict frame_check(const char *from, const struct frame_place *place,
+                               const struct frame *frame);
+enum frame_verdict frame_copy(void *to, const char *from, const struct frame_place *place,
+                              const struct frame *frame);
+/* Check the frame at the beginning of some bytes: frame_begin and frame_check. */
 enum frame_verdict frame_decode(const char *from, size_t available,
                                 const struct frame_place *place, struct frame *frame);
 

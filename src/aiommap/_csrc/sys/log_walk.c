@@ -7,6 +7,7 @@
 
 #include "file_io.h"
 #include "file_sums.h"
+#include "page.h"
 
 #define WINDOW_BYTES ((size_t)1 << 20)
 /* Frames up to this size are summed directly, and not by file_sums. */
@@ -15,7 +16,8 @@
 /* What is in memory of a segment, [start, start + filled). */
 struct window { /* the caller's own */
     int fd;
-    char *bytes;
+    char *memory; /* of `room` bytes and a page more */
+    char *bytes;  /* in the memory, as far into a page as they are in the file */
     size_t room, filled;
     int64_t start, end; /* end: of what may be read */
     int64_t data_end;   /* no hole lies before it */
@@ -33,18 +35,20 @@ static int window_at(struct window *window, int64_t offset, size_t length, size_
     if (length > most)
         length = most;
     if (offset < window->start || offset + (int64_t)length > window->start + (int64_t)window->filled) {
-        if (length > window->room || !window->bytes) {
+        if (length > window->room || !window->memory) {
             size_t room = length > WINDOW_BYTES ? length : WINDOW_BYTES;
-            char *bytes = realloc(window->bytes, room);
-            if (!bytes)
+            free(window->memory);
+            window->bytes = NULL;
+            window->memory = aligned_alloc(page_size(), (size_t)page_up((int64_t)(room + page_size())));
+            if (!window->memory)
                 return ENOMEM;
-            window->bytes = bytes;
             window->room = room;
         }
         if (offset >= window->data_end)
             window->data_end = file_find_hole(window->fd, offset, window->end);
         size_t ahead = offset < window->data_end ? (size_t)(window->data_end - offset) : 0;
         size_t wanted = ahead < window->room ? ahead : window->room;
+        window->bytes = window->memory + into_page(offset);
         ssize_t got =
             file_read(window->fd, window->bytes, length < wanted ? wanted : length, offset);
         if (got < 0)
@@ -117,7 +121,7 @@ int log_scan(struct log_scan *scan)
             break;
         scan_over(scan, &frame, window_bytes(&window, scan->offset) + FRAME_HEADER_BYTES);
     }
-    free(window.bytes);
+    free(window.memory);
     return error;
 }
 
@@ -237,6 +241,6 @@ int log_search(struct log_search *search)
     }
     search->summed = sums.summed;
     file_sums_free(&sums);
-    free(window.bytes);
+    free(window.memory);
     return error;
 }
