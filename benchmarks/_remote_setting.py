@@ -67,11 +67,13 @@ class Setting:
         return ObstoreSource(self.store, "object")
 
     @asynccontextmanager
-    async def opened(self, **options: Any) -> AsyncIterator[tuple[RemoteCache, RemoteSnapshot]]:
+    async def opened(
+        self, workers: int = 16, **options: Any
+    ) -> AsyncIterator[tuple[RemoteCache, RemoteSnapshot]]:
         """Open the object in a cache of its own that holds nothing."""
         with self.fresh() as folder:
             async with (
-                RemoteCache(folder) as cache,
+                RemoteCache(folder, workers=workers) as cache,
                 cache.open(self.source(), **options) as snapshot,
             ):
                 yield cache, snapshot
