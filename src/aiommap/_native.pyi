@@ -5,8 +5,7 @@ checks its range against ``Mapping.size`` before it forms an address (I3). It ra
 ``OutOfBoundsError`` for a range that leaves the size, even if the file became shorter while the
 verb ran. Native code rounds to pages. *Inline* verbs run on the loop thread, never wait, and
 decline by None if they cannot answer at once. All others may wait, and release the GIL while they
-do (I2). A count short of the request means a fault: the page behind the next byte cannot be
-reached. Errors of system calls are raised as ``OSError``.
+do (I2). A count short of the request means a fault behind it. System calls raise ``OSError``.
 """
 
 from typing import Any, Literal, Protocol, Self, SupportsIndex, TypeAlias, final, overload
@@ -16,6 +15,8 @@ from typing_extensions import Buffer
 from ._native_blocks import Blocks as Blocks
 from ._native_blocks import punch_hole as punch_hole
 from ._native_log import LogCursor as LogCursor
+from ._native_log import LogGather as LogGather
+from ._native_log import LogReceipt as LogReceipt
 from ._native_log import LogRecord as LogRecord
 from ._native_log import LogWriter as LogWriter
 from ._native_log import crc32c as crc32c

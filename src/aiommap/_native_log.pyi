@@ -4,12 +4,12 @@ The conventions are those of ``_native.pyi``, which exports all names here. "(wa
 for worker threads.
 """
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Self, final, overload
 
 from typing_extensions import Buffer
 
-from ._native_pool import PoolCommit, PoolQueue
+from ._native_pool import Awaited, PoolCommit, PoolQueue, Tell
 
 @overload
 def crc32c(data: Buffer, crc: int = 0, /) -> int:
@@ -46,6 +46,71 @@ class LogRecord:
     life: int
 
     def __new__(cls, sequence: int, data: bytes, life: int) -> Self: ...
+
+class LogReceipt:
+    """Base of the public class, of which a LogGather makes instances."""
+
+    sequence: int
+    count: int
+
+    def __new__(cls, owner: Any, sequence: int, count: int = 1) -> Self: ...
+
+@final
+class LogWait(Awaited):
+    """What a task awaits for the receipt of one append."""
+
+@final
+class LogGather:
+    """Where appends join the batch of a log that gathers, and are answered; for one loop thread."""
+
+    def __new__(
+        cls,
+        receipt_type: type[LogReceipt],
+        loop: object,
+        call_soon: Callable[..., object],
+        max_record: int,
+        /,
+    ) -> Self:
+        """Serve a loop of asyncio; ``max_record`` is the size of the largest record."""
+
+    def open(self, items: list[Any], waits: list[Any], /) -> None:
+        """Let records join a batch, by its lists."""
+
+    def shut(self) -> None:
+        """Let none join until ``open``."""
+
+    def refuse(self) -> None:
+        """Let none join any more."""
+
+    def set_limit(self, items: int, /) -> None:
+        """Set how many items share a batch; who fills one has to come by the queue."""
+
+    def join(self, owner: Any, data: Any, /) -> LogWait | None:
+        """Have a record join; return what to await for its receipt, or None if it cannot.
+
+        ``owner`` is the log of the receipt.
+        """
+
+    def wait(self, owner: Any, /) -> LogWait:
+        """Make what to await for the receipt of a record that comes by the queue."""
+
+    def hold(self) -> None:
+        """Keep the next answer until ``wake``."""
+
+    def answer(
+        self, waits: list[Any], outcomes: Sequence[Any], then: Callable[[bool], object], /
+    ) -> None:
+        """Answer each: a number is the sequence of its record, anything else an error to raise.
+
+        Whatever is no ``LogWait`` gets ``set_result``. After ``hold``, ``wake`` does it, else the
+        loop wakes the tasks in its next turn. Then call ``then`` with whether they have run.
+        """
+
+    def wake(self) -> None:
+        """Give the answer that was held; if no task of the loop runs, run those that waited.
+
+        What ends the program in one of them leaves this when all are answered.
+        """
 
 class LogCursor:
     """A place in a segment, and the records from there on. For one thread at a time.
@@ -143,7 +208,7 @@ class LogWriter:
         queue: PoolQueue,
         items: list[Any],
         sync: bool,
-        tell: Callable[[PoolCommit], object],
+        tell: Tell,
         /,
     ) -> PoolCommit | None:
         """Store all items, sync them if ``sync``, and publish.

@@ -13,12 +13,21 @@ from typing_extensions import Buffer
 
 _Outcome: TypeAlias = bytes | int
 
+class Awaited:
+    """What a task of asyncio may await in the place of a future, whose methods it has.
+
+    Tasks of trio cannot.
+    """
+
+    def __await__(self) -> Generator[Any, None, Any]: ...
+    def done(self) -> bool:
+        """Tell whether it was answered, or nobody waits any more."""
+
 @final
-class PoolRead:
+class PoolRead(Awaited):
     """Reads that were begun; they go on, and keep what they need, even if nobody holds this.
 
-    One task may await this, for the outcome or a list of them. A task of asyncio finds the methods
-    of a future here.
+    One task may await this, for the outcome or a list of them.
     """
 
     @property
@@ -33,7 +42,8 @@ class PoolRead:
 class PoolCommit:
     """A job that stores or makes durable, and that cannot be withdrawn.
 
-    When the job has landed, the loop calls its function ``tell`` with this object.
+    When the job has landed, the loop calls its function ``tell`` with this object; and then what
+    that returns, unless it is None.
     """
 
     #: Whether all calls succeeded and nothing unusual was found. Only before ``outcome``.
@@ -49,7 +59,7 @@ class PoolCommit:
             RuntimeError: if the calls were not made yet.
         """
 
-Tell: TypeAlias = Callable[[PoolCommit], object]
+Tell: TypeAlias = Callable[[PoolCommit], Callable[[], object] | None]
 
 @final
 class PoolQueue:

@@ -16,11 +16,11 @@ BROAD = "broad {}".format
 class Batches:
     """A queue whose batches end when the test says so."""
 
-    def __init__(self):
+    def __init__(self, gather=None):
         self.begun = []
         self._ends = []
         widen = {Kind.PLAIN: WIDE, Kind.OTHER_PLAIN: BROAD}
-        self.queue = BatchQueue(Workers(), self._begin, widen=widen)
+        self.queue = BatchQueue(Workers(), self._begin, widen=widen, gather=gather)
 
     def _begin(self, kind, items, done):
         self.begun.append((kind.name.lower(), list(items)))
@@ -134,6 +134,54 @@ async def test_batch_that_gets_full_begins_at_once():
         await b.end()
         assert [await waiter for waiter in waiters] == list("abcdefgh")
         b.begun.clear()
+
+
+class Gather:
+    """Runs tasks when it answers: they join the queue again, some of them by the lists."""
+
+    def __init__(self, back):
+        self.back = back
+        self.lists = None
+
+    def open(self, *lists):
+        self.lists = lists
+
+    def shut(self):
+        self.lists = None
+
+    def answer(self, waiters, outcomes, then):
+        for waiter, outcome in zip(waiters, outcomes, strict=True):
+            waiter.set_result(outcome)
+        for item in self.back:
+            self.join(item)
+        then(True)
+
+    def join(self, item):
+        if self.lists is None:
+            self.b.queue.enqueue(item)
+        else:
+            self.lists[0].append(item)
+            self.lists[1].append(self.b.queue._workers.waiter())
+
+
+@pytest.mark.parametrize("back", ["", "d", "def", "defg"])
+async def test_batch_begins_at_once_if_all_tasks_that_were_woken_are_back(back):
+    """Otherwise it waits a turn for the others to join."""
+    gather = Gather(back)
+    gather.b = b = Batches(gather)
+    for item in "abcd":
+        gather.join(item)
+    assert b.begun == [("plain", ["a"])]
+    gather.back = ""
+    b.land()
+    await anyio.wait_all_tasks_blocked()
+    assert b.begun[1:] == [("plain", ["b", "c", "d"])]
+    assert gather.lists is None, "no batch gathers"
+    gather.back = back
+    b.land()
+    assert b.begun[2:] == ([("plain", [*back])] if len(back) >= 3 else [])
+    await anyio.wait_all_tasks_blocked()
+    assert b.begun[2:] == ([("plain", [*back])] if back else [])
 
 
 async def test_batch_that_is_not_full_waits_for_the_tasks_that_another_one_wakes():

@@ -12,22 +12,24 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from functools import partial
+from typing import Any
 from weakref import WeakSet
 
 from .._flush.trigger import FlushTrigger
 from .._flush_policy import FlushPolicy
-from .._native import PoolCommit, PoolQueue
+from .._native import LogGather, PoolCommit, PoolQueue
 from .._runtime.batching import BatchQueue, Kind, as_jobs
 from .._runtime.event_loop import Event, Waiter
 from .._runtime.loops import call_later, spawn
 from .._runtime.threads import this_thread
 from .._runtime.workers import OnCancel, Workers
+from .._typing import Buffer
 from .format import RESERVED_BYTES, frame_bytes
 from .items import Flush, Item, Outcome
-from .receipt import LogStatistics
-from .writer import Writer
+from .receipt import LogReceipt, LogStatistics, ReceiptOwner
+from .writer import Tell, Writer
 
 #: How long workers store after an inline store had to wait.
 SLOW_SECONDS = 0.1
@@ -61,6 +63,31 @@ def most_together(appending: int, seconds: float) -> int:
     return half if pays else sys.maxsize
 
 
+class _SlowWait:
+    """What a task awaits for a receipt on a loop whose tasks cannot await a ``LogWait``."""
+
+    __slots__ = ("_owner", "_waiter", "done", "set_result")
+
+    def __init__(self, owner: ReceiptOwner, waiter: Waiter[int | BaseException]) -> None:
+        self._owner = owner
+        self._waiter = waiter
+        self.done: Callable[[], bool] = waiter.done
+        self.set_result: Callable[[int | BaseException], None] = waiter.set_result
+
+    def __await__(self) -> Generator[Any, None, LogReceipt]:
+        outcome = yield from self._waiter.__await__()
+        if isinstance(outcome, BaseException):
+            try:
+                raise outcome
+            finally:
+                del self._waiter, outcome  # the traceback of the error refers to this frame
+        return LogReceipt(self._owner, outcome)
+
+
+def _join_nothing(_owner: ReceiptOwner, _data: object) -> None:
+    """Stand in for ``LogGather.join``."""
+
+
 class Appender:
     """Hands what is appended to a ``Writer``; for one event loop.
 
@@ -70,6 +97,9 @@ class Appender:
         may_inline: whether records may be stored on the loop thread at all.
         max_record: bytes of the largest record.
         queue: the batch queue of appends and requests.
+        join: has a record join the batch that gathers, and returns what to await for its receipt;
+            None if it has to come by the queue.
+        wait: makes what to await for the receipt of a record that comes by the queue.
         thread: the loop thread.
     """
 
@@ -82,6 +112,7 @@ class Appender:
         "_device",
         "_dirty_since",
         "_flush_spawned",
+        "_gather",
         "_inline",
         "_native",
         "_passive",
@@ -94,11 +125,13 @@ class Appender:
         "_trigger",
         "_workers",
         "_writer",
+        "join",
         "max_record",
         "may_inline",
         "queue",
         "ready",
         "thread",
+        "wait",
     )
 
     def __init__(
@@ -119,7 +152,8 @@ class Appender:
         self._passive = policy.passive
         self.max_record: int = segment_size - RESERVED_BYTES
         self.may_inline: bool = inline_writes and writer.local and not policy.flush_each_write
-        self.queue: BatchQueue[Item, int] = BatchQueue(workers, self._begin)
+        self._gather = self._make_gather()
+        self.queue: BatchQueue[Item, int] = BatchQueue(workers, self._begin, gather=self._gather)
         self._begin_in_worker = as_jobs(workers, workers.flushes, writer.run, self._ran)
         self._device = writer.device
         #: The place of the log in the engine; made by the first batch.
@@ -141,9 +175,26 @@ class Appender:
         self.ready: bool = True
         _ready.add(self)
 
+    def _make_gather(self) -> LogGather | None:
+        workers, loop = self._workers, self._workers.future_loop
+        self.join: Callable[[ReceiptOwner, object], Awaitable[LogReceipt] | None] = _join_nothing
+        self.wait: Callable[[ReceiptOwner], Awaitable[LogReceipt]]
+        self.wait = lambda owner: _SlowWait(owner, workers.waiter())
+        if loop is None:
+            return None
+        gather = LogGather(LogReceipt, loop, workers.call_soon, self.max_record)
+        self.join, self.wait = gather.join, gather.wait
+        return gather
+
     def refuse(self) -> None:
         """Have every append check the state of the log from now on."""
         self.ready = False
+        if self._gather is not None:
+            self._gather.refuse()
+
+    def _refuse_if_failed(self) -> None:
+        if self._writer.failure is not None:
+            self.refuse()
 
     def append_inline(self, data: bytes | memoryview) -> int | None:
         """Store on the loop thread if possible; return None if the record has to be queued."""
@@ -160,7 +211,7 @@ class Appender:
             try:
                 writer.note_failed_store(error)
             finally:
-                self.ready = writer.failure is None
+                self._refuse_if_failed()
             raise
         if sequence is None:
             return None
@@ -181,7 +232,15 @@ class Appender:
         limit = self._policy.dirty_limit
         return limit is None or self._writer.dirty_bytes + frame_bytes(length) <= limit
 
-    async def abandon(self, error: BaseException, waiter: Waiter[int | BaseException]) -> None:
+    def enqueue(self, owner: ReceiptOwner, data: Buffer) -> Awaitable[LogReceipt]:
+        """Have a record come by the queue; return what to await for its receipt."""
+        if this_thread() != self.thread:
+            self._workers.check_loop("a log")
+        wait = self.wait(owner)
+        self.queue.enqueue(data, waiter=wait)
+        return wait
+
+    async def abandon(self, error: BaseException, waiter: object) -> None:
         """Withdraw what a cancelled task appended, or wait it out."""
         # After GeneratorExit the loop is gone, and nothing can be awaited.
         if not isinstance(error, GeneratorExit):
@@ -203,7 +262,7 @@ class Appender:
         """Begin one batch, once it is the turn of this log."""
         limiter, begun = self._workers.flushes, time.perf_counter()
 
-        def landed(job: PoolCommit) -> None:
+        def landed(job: PoolCommit) -> Callable[[], object] | None:
             outcomes: Sequence[Outcome]
             self._share(len(items), time.perf_counter() - begun)
             try:
@@ -211,14 +270,11 @@ class Appender:
             except BaseException as error:
                 outcomes = [error] * len(items)
             if self._workers.ended:
-                return
+                return None
             try:
-                self._ran()
+                return self._answer(outcomes, done)
             finally:
-                try:
-                    done(outcomes)  # batching.4
-                finally:
-                    limiter.give()
+                limiter.give()
 
         def start() -> None:
             if not self._begin_in_engine(items, landed):
@@ -227,12 +283,34 @@ class Appender:
 
         limiter.begin(start)
 
+    def _answer(
+        self, outcomes: Sequence[Outcome], done: Callable[[Sequence[Outcome]], None]
+    ) -> Callable[[], object] | None:
+        """End a batch; return what wakes its tasks. That is for the engine, which has no Python.
+
+        So no frame of ours lies below theirs, which profilers and detectors of calls that block
+        would see.
+        """
+        gather = self._gather
+        if gather is not None:
+            gather.hold()
+        try:
+            try:
+                self._ran()
+            finally:
+                done(outcomes)  # batching.4
+        except BaseException:
+            if gather is not None:
+                gather.wake()
+            raise
+        return None if gather is None else gather.wake
+
     def _share(self, landed: int, seconds: float) -> None:
         """Decide how many appends may share the next commit."""
         self._seconds += (seconds - self._seconds) / 8
         self.queue.limit(most_together(landed + self.queue.gathered, self._seconds))
 
-    def _begin_in_engine(self, items: list[Item], landed: Callable[[PoolCommit], None]) -> bool:
+    def _begin_in_engine(self, items: list[Item], landed: Tell) -> bool:
         try:
             if self._place is None:
                 self._place = self._workers.flush_queue(self._device)
@@ -243,7 +321,7 @@ class Appender:
     def _ran(self) -> None:
         """Plan the next flush and the next segment after a batch; on the loop."""
         writer = self._writer
-        self.ready &= writer.failure is None
+        self._refuse_if_failed()
         if self._slow_until and not self._is_slow():
             self._slow_until = 0.0
         if not self._passive:

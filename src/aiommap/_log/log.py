@@ -18,11 +18,9 @@ from .._errors import AccessModeError, ForkedError
 from .._flush_policy import MANUAL, FlushPolicy
 from .._hub.opening import Opening
 from .._native import export_bytes, time_slice_spent
-from .._runtime.batching import Kind
 from .._runtime.blocks import close_after
 from .._runtime.event_loop import Event
 from .._runtime.loops import spawn, wait_out
-from .._runtime.threads import this_thread
 from .._runtime.workers import OnCancel, Workers
 from .._typing import Buffer
 from .appender import Appender
@@ -39,7 +37,6 @@ from .recovery import Recovered
 from .writer import Writer
 
 DEFAULT_SEGMENT_BYTES = 64 << 20
-_PLAIN = Kind.PLAIN
 
 StrPath: TypeAlias = str | os.PathLike[str]
 
@@ -237,29 +234,28 @@ class Log:
         appender = self._appender
         if appender is None:
             raise self._not_writable("append to")
-        data = export_bytes(data)
-        if len(data) > appender.max_record:
-            raise self._too_large(len(data), appender)
         if appender.may_inline:
+            data = export_bytes(data)
+            if len(data) > appender.max_record:
+                raise self._too_large(len(data), appender)
             sequence = appender.append_inline(data)
             if sequence is not None:
                 if time_slice_spent():
                     await self.workers.checkpoint_if_due()
                 return LogReceipt(self, sequence)
-        if not appender.ready:
-            self._check_writing()
-        if this_thread() != appender.thread:
-            self.workers.check_loop("a log")
-        waiter = appender.queue.join(data, _PLAIN)
+        wait = appender.join(self, data)
+        if wait is None:
+            data = export_bytes(data)
+            if len(data) > appender.max_record:
+                raise self._too_large(len(data), appender)
+            if not appender.ready:
+                self._check_writing()
+            wait = appender.enqueue(self, data)
         try:
-            outcome = await waiter
+            return await wait
         except BaseException as error:
-            await appender.abandon(error, waiter)
+            await appender.abandon(error, wait)
             raise
-        if isinstance(outcome, BaseException):
-            del waiter  # this frame is in the traceback of the error, and the waiter refers to it
-            raise outcome
-        return LogReceipt(self, outcome)
 
     async def append_many(self, items: Iterable[Buffer]) -> LogReceipt:
         """Append records in a row, and publish them together.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from .._native import LogReceipt as NativeReceipt
 from .._native import LogRecord as NativeRecord
 
 
@@ -34,7 +35,7 @@ class LogRecord(NativeRecord):
         return f"<LogRecord {self.sequence}: {len(self.data)} bytes>"
 
 
-class LogReceipt:
+class LogReceipt(NativeReceipt):
     """Proof that records were appended, and that every reader of the log sees them.
 
     Attributes:
@@ -42,12 +43,9 @@ class LogReceipt:
         count: how many records the receipt is for.
     """
 
-    __slots__ = ("_owner", "count", "sequence")
+    __slots__ = ()
 
-    def __init__(self, owner: ReceiptOwner, sequence: int, count: int = 1) -> None:
-        self._owner = owner
-        self.sequence: int = sequence
-        self.count: int = count
+    _owner: ReceiptOwner
 
     @property
     def durable(self) -> bool:

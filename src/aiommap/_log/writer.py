@@ -20,7 +20,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from .._core.file_kinds import is_on_server
 from .._errors import FlushError, MappedFileError, name_file
@@ -52,6 +52,8 @@ from .opening import OpenedLog
 from .receipt import Counts
 
 T = TypeVar("T")
+#: What the loop calls when the engine has run a batch; it returns what to call next, or None.
+Tell: TypeAlias = Callable[[PoolCommit], Callable[[], object] | None]
 
 #: Errors that mean a lack of room, and no fault of the device.
 _WITHOUT_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -147,9 +149,7 @@ class Writer:
             return range(begun, begun + done)
         return [*range(begun, begun + done), *[error] * (len(items) - done)]
 
-    def begin_commit(
-        self, queue: PoolQueue, items: list[Item], tell: Callable[[PoolCommit], object]
-    ) -> bool:
+    def begin_commit(self, queue: PoolQueue, items: list[Item], tell: Tell) -> bool:
         """Have the engine run a batch if it has only records and needs no other step; on the loop.
 
         Return whether the engine took it. It calls ``tell`` when the batch has ended.

@@ -30,7 +30,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import Enum, auto
 from functools import partial
 from itertools import chain
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from .._native import time_slice_wake
 from .event_loop import Event, Waiter
@@ -59,6 +59,30 @@ class Kind(Enum):
 _ALONE = frozenset({Kind.BARRIER, Kind.APPEND})
 
 Outcomes = Sequence[Result | BaseException]
+
+
+class Gather(Protocol):
+    """Lets waiters join the batch that gathers without the queue, and answers all waiters."""
+
+    def set_limit(self, items: int, /) -> None:
+        """Set how many items share a batch; the one that fills it has to come by the queue."""
+
+    def open(self, items: list[Any], waiters: list[Any], /) -> None:
+        """Let them join a batch, by its lists."""
+
+    def shut(self) -> None:
+        """Let none join: no batch gathers, or not for them."""
+
+    def answer(
+        self,
+        waiters: list[Any],
+        outcomes: Sequence[Any],
+        then: Callable[[bool], object],
+        /,
+    ) -> None:
+        """Answer all waiters, now or soon; then say whether their tasks have run already."""
+
+
 Begin = Callable[[Kind, list[Item], Callable[[Outcomes[Result]], None]], None]
 Widen = Mapping[Kind, Callable[[Any], Any]]
 
@@ -120,16 +144,28 @@ class Batch(Generic[Item, Result]):
             del self.items[at], self.waiters[at]
         return not self.begun
 
-    def end(self, outcomes: Outcomes[Result]) -> None:
+    def end(
+        self,
+        outcomes: Outcomes[Result],
+        gather: Gather | None,
+        then: Callable[[bool], object],
+    ) -> None:
+        """Answer the waiters, and then say whether their tasks have run already."""
         asked, given = len(self.waiters), len(outcomes)
         if asked != given:
             outcomes = [RuntimeError(f"a batch of {asked} gave {given} results")] * asked
         self.outcomes = outcomes
-        for waiter, outcome in zip(self.waiters, outcomes, strict=True):
-            if not waiter.done():  # else its task was cancelled
-                waiter.set_result(outcome)
         if self._over is not None:
             self._over.set()
+        if gather is not None:
+            gather.answer(self.waiters, outcomes, then)
+            return
+        try:
+            for waiter, outcome in zip(self.waiters, outcomes, strict=True):
+                if not waiter.done():  # else its task was cancelled
+                    waiter.set_result(outcome)
+        finally:
+            then(False)
 
     def over(self, event: Callable[[], Event]) -> Event:
         """Return the event that is set when the batch ends; made only if asked for."""
@@ -152,11 +188,14 @@ class BatchQueue(Generic[Item, Result]):
         widen: functions that make a general item of a plain one, by kind; for several kinds.
         max_items: how many items share a batch at most. All their waiters wake in one loop turn. A
             full batch starts as soon as the queue is free.
+        gather: lets items join a batch without the queue, and answers; only if all are plain.
     """
 
     __slots__ = (
+        "_answering",
         "_begin",
         "_discard",
+        "_gather",
         "_in_flight",
         "_last",
         "_max_items",
@@ -173,9 +212,13 @@ class BatchQueue(Generic[Item, Result]):
         *,
         widen: Widen = _ONE_KIND,
         max_items: int = sys.maxsize,
+        gather: Gather | None = None,
     ) -> None:
         self._workers = workers
         self._max_items = max_items
+        self._gather = gather
+        #: Whether the tasks of a batch are woken: those that join begin no batch one by one.
+        self._answering = False
         self._begin = begin
         self._widen = widen
         self._discard = discard
@@ -210,27 +253,29 @@ class BatchQueue(Generic[Item, Result]):
             del batch, waiter, outcome  # its traceback refers to this frame
 
     def enqueue(
-        self, item: Item, kind: Kind = Kind.PLAIN
+        self,
+        item: Item,
+        kind: Kind = Kind.PLAIN,
+        waiter: Any = None,
     ) -> tuple[Batch[Item, Result], Waiter[Result | BaseException]]:
         """Do the first half of ``submit``, for callers that avoid the cost of one more coroutine.
 
         The caller awaits the waiter, raises the outcome if it is an exception, and calls ``leave``
-        when it is cancelled.
+        when it is cancelled. It may give a waiter of its own, which ``Gather.answer`` then knows.
         """
         self._workers.check_loop()
-        waiter: Waiter[Result | BaseException] = self._workers.waiter()
+        if waiter is None:
+            waiter = self._workers.waiter()
         waiting = self._waiting
         fresh = not waiting
         if fresh:
-            batch = Batch[Item, Result](kind)
-            waiting.append(batch)
+            batch = self._gathering(kind)
         else:
             batch = waiting[-1]
             if (kind is not batch.kind and not self._can_share(kind)) or (
                 len(batch.items) >= self._max_items
             ):
-                batch = Batch(kind)
-                waiting.append(batch)
+                batch = self._gathering(kind)
         if kind is not batch.kind:
             item = self._widen[kind](item)
         batch.items.append(item)
@@ -240,6 +285,14 @@ class BatchQueue(Generic[Item, Result]):
         elif fresh and self._in_flight is None:
             self._start()
         return batch, waiter
+
+    def _gathering(self, kind: Kind) -> Batch[Item, Result]:
+        """Make the batch that gathers from now on."""
+        batch = Batch[Item, Result](kind)
+        self._waiting.append(batch)
+        if self._gather is not None:
+            self._gather.open(batch.items, batch.waiters)
+        return batch
 
     def join(self, item: Item, kind: Kind) -> Waiter[Result | BaseException]:
         """Enqueue an item without a check of the loop; the caller leaves by ``leave_early``.
@@ -273,6 +326,8 @@ class BatchQueue(Generic[Item, Result]):
     def limit(self, max_items: int) -> None:
         """Set how many items share a batch at most from now on."""
         self._max_items = max_items
+        if self._gather is not None:
+            self._gather.set_limit(max_items)
 
     async def leave(
         self,
@@ -290,7 +345,7 @@ class BatchQueue(Generic[Item, Result]):
         if self._discard is not None and not isinstance(outcome, BaseException):
             await self._discard(outcome)
 
-    async def leave_early(self, waiter: Waiter[Result | BaseException]) -> None:
+    async def leave_early(self, waiter: Any) -> None:
         """Leave the batch of a waiter, unless it has ended."""
         for batch in self._batches():
             if waiter in batch.waiters:
@@ -326,6 +381,8 @@ class BatchQueue(Generic[Item, Result]):
             await batch.over(self._workers.event).wait()
 
     def _start(self) -> None:
+        if self._answering:
+            return  # `_answer` sees what has joined
         if self._last > 1:
             self._workers.call_soon(self._advance)
         else:
@@ -335,6 +392,8 @@ class BatchQueue(Generic[Item, Result]):
         if not self._waiting or self._in_flight is not None:
             return
         batch = self._in_flight = self._waiting.pop(0)
+        if self._gather is not None and not self._waiting:
+            self._gather.shut()
         items = batch.begin()
         self._last = len(items)
         try:
@@ -352,9 +411,18 @@ class BatchQueue(Generic[Item, Result]):
             self._answer(batch, outcomes)
 
     def _answer(self, batch: Batch[Item, Result], outcomes: Outcomes[Result]) -> None:
-        try:
-            batch.end(outcomes)
-        finally:
-            if self._waiting and self._in_flight is None:
+        before, answered = self.gathered, len(outcomes)
+        self._answering = True
+
+        def then(have_run: bool) -> None:
+            self._answering = False
+            # In a forked child the batch is the parent's: a task that has run may have forked.
+            if not self._waiting or self._in_flight is not None or self._workers.forked:
+                return
+            if have_run and self.gathered - before >= answered:
+                self._advance()  # all of them have joined again: there is nobody to wait for
+            else:
                 # One turn later: the tasks that this batch answered wake first and may join.
                 self._workers.call_soon(self._advance)
+
+        batch.end(outcomes, self._gather, then)

@@ -188,6 +188,7 @@ class Workers:
         "control",
         "event",
         "flushes",
+        "future_loop",
         "pause",
         "reads",
         "stores",
@@ -207,6 +208,7 @@ class Workers:
         self.pause: Awaitable[None] | None = loop.pause
         self.call_soon: Callable[[Callable[[], object]], object] = loop.call_soon
         self.event: Callable[[], Event] = loop.event
+        self.future_loop: object | None = loop.future_loop
         self.waiter: Callable[[], Waiter[Any]] = loop.waiter
         #: The engine, kept from the first read or flush that uses it.
         self._engine: Engine | None = None

@@ -10,6 +10,7 @@
 #include "futex.h"
 #include "lease.h"
 #include "log.h"
+#include "log_gather.h"
 #include "log_next.h"
 #include "mapping.h"
 #include "mapping_type.h"
@@ -133,12 +134,18 @@ static PyMethodDef functions[] = { /* documented in _native.pyi */
     {NULL, NULL, 0, NULL},
 };
 
-static PyTypeObject *add_type(PyObject *module, PyType_Spec *spec)
+static PyTypeObject *add_subtype(PyObject *module, PyType_Spec *spec, PyTypeObject *base)
 {
-    PyTypeObject *type = (PyTypeObject *)PyType_FromModuleAndSpec(module, spec, NULL);
+    PyTypeObject *type =
+        (PyTypeObject *)PyType_FromModuleAndSpec(module, spec, (PyObject *)base);
     if (type && PyModule_AddType(module, type))
         Py_CLEAR(type);
     return type;
+}
+
+static PyTypeObject *add_type(PyObject *module, PyType_Spec *spec)
+{
+    return add_subtype(module, spec, NULL);
 }
 
 static const struct {
@@ -183,8 +190,12 @@ static int add_log(PyObject *module, struct native_state *state)
     state->log_next_type = add_type(module, &log_next_spec);
     state->log_cursor_type = add_type(module, &log_cursor_spec);
     state->log_writer_type = add_type(module, &log_writer_spec);
+    state->log_receipt_type = add_type(module, &log_receipt_spec);
+    state->log_wait_type = add_subtype(module, &log_wait_spec, state->awaited_type);
+    state->log_gather_type = add_type(module, &log_gather_spec);
     if (!state->log_record_type || !state->log_next_type || !state->log_cursor_type ||
-        !state->log_writer_type)
+        !state->log_writer_type || !state->log_receipt_type || !state->log_wait_type ||
+        !state->log_gather_type)
         return -1;
     return PyModule_AddFunctions(module, log_functions);
 }
@@ -197,9 +208,12 @@ static void load_what_ends_threads(void) { dlopen("libgcc_s.so.1", RTLD_NOW); }
 
 static bool add_pool(PyObject *module, struct native_state *state)
 {
+    state->awaited_type = add_type(module, &awaited_spec);
+    if (!state->awaited_type)
+        return false;
     state->pool_type = add_type(module, &pool_spec);
     state->pool_queue_type = add_type(module, &pool_queue_spec);
-    state->pool_read_type = add_type(module, &pool_read_spec);
+    state->pool_read_type = add_subtype(module, &pool_read_spec, state->awaited_type);
     state->pool_commit_type = add_type(module, &pool_commit_spec);
     state->done = PyUnicode_InternFromString("done");
     state->set_result = PyUnicode_InternFromString("set_result");
@@ -262,7 +276,11 @@ static int native_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->log_next_type);
     Py_VISIT(state->log_cursor_type);
     Py_VISIT(state->log_writer_type);
+    Py_VISIT(state->log_receipt_type);
+    Py_VISIT(state->log_wait_type);
+    Py_VISIT(state->log_gather_type);
     Py_VISIT(state->blocks_type);
+    Py_VISIT(state->awaited_type);
     Py_VISIT(state->pool_type);
     Py_VISIT(state->pool_queue_type);
     Py_VISIT(state->pool_read_type);
@@ -286,7 +304,11 @@ static int native_clear(PyObject *module)
     Py_CLEAR(state->log_next_type);
     Py_CLEAR(state->log_cursor_type);
     Py_CLEAR(state->log_writer_type);
+    Py_CLEAR(state->log_receipt_type);
+    Py_CLEAR(state->log_wait_type);
+    Py_CLEAR(state->log_gather_type);
     Py_CLEAR(state->blocks_type);
+    Py_CLEAR(state->awaited_type);
     Py_CLEAR(state->pool_type);
     Py_CLEAR(state->pool_queue_type);
     Py_CLEAR(state->pool_read_type);

@@ -61,10 +61,12 @@ static bool landed(struct pool_job *job)
     self->queue = NULL;
     self->tell = NULL;
     queue->pool->commits--;
-    PyObject *answer = PyObject_CallFunctionObjArgs(tell, (PyObject *)self, NULL);
-    if (!answer)
-        report(tell);
+    PyObject *then = PyObject_CallFunctionObjArgs(tell, (PyObject *)self, NULL);
+    PyObject *answer = then && !Py_IsNone(then) ? PyObject_CallFunctionObjArgs(then, NULL) : NULL;
+    if (PyErr_Occurred())
+        report(then ? then : tell);
     Py_XDECREF(answer);
+    Py_XDECREF(then);
     Py_DECREF(tell);
     Py_DECREF((PyObject *)queue);
     Py_DECREF((PyObject *)self); /* pool_object.1 */

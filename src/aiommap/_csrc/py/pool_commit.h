@@ -20,7 +20,7 @@ struct commit_kind { /* constant */
 };
 
 /* Have a thread make a call, whose memory is of PyMem_Malloc; the loop thread then calls `tell`
- * with the PoolCommit. Returns None if the pool cannot, NULL with an exception: in both cases the
+ * with the PoolCommit, and then what that returns, unless it is None. Returns None if the pool cannot, NULL with an exception: in both cases the
  * call stays the caller's. */
 PyObject *pool_commit_begin(const struct native_state *state, PyObject *queue,
                             const struct commit_kind *kind, void *call, PyObject *tell);

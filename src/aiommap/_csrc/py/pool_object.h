@@ -15,11 +15,13 @@
  *      others to land, and has no memory to fill yet. So a thousand tasks that read do not have a
  *      thousand buffers, and a turn of the loop in which they all begin is short.
  *   4  In a forked child nothing here does anything.
+ *   5  A PoolRead is no container for the garbage collector: it keeps what wakes a task no longer
+ *      than it has jobs in flight, and so does not keep the task.
  */
 #ifndef AIOMMAP_PY_POOL_OBJECT_H
 #define AIOMMAP_PY_POOL_OBJECT_H
 
-#include "api.h"
+#include "awaited.h"
 #include "pin.h"
 
 #include "../sys/per_thread.h"
@@ -56,7 +58,7 @@ typedef struct {
     bool called;               /* the loop calls `drain` soon */
     bool expected;             /* it does, and threads tell it nothing until then */
     bool deaf;                 /* nobody calls `drain` any more when something lands */
-    bool wakes_now;            /* `drain` wakes tasks itself (pool_await.2) */
+    bool wakes_now;            /* `drain` wakes tasks itself (awaited.2) */
     bool ended;                /* the loop has ended, and wakes no task any more */
 } Pool;
 
@@ -81,7 +83,7 @@ struct waiting_read { /* one job of a PoolRead */
 };
 
 struct pool_read_object {
-    PyObject_HEAD
+    Awaited awaited; /* GIL; written by awaited.c */
 
     /* GIL; written by pool_read.c and pool_queue.c. */
     PoolQueue *queue;  /* strong; NULL once all has landed */
@@ -96,14 +98,6 @@ struct pool_read_object {
     Py_buffer view;    /* memory of the caller that it fills; its obj is NULL if there is none */
     size_t count, missing;           /* jobs; those that have not landed */
     struct waiting_read *reads, one; /* several are allocated */
-
-    /* GIL; written by pool_await.c. For tasks that wait for the PoolRead itself. */
-    PyObject *wake, *context; /* strong; wakes the task, and in which context; or NULL */
-    PyObject *outcome;        /* strong; until the task has it; or NULL */
-    PyObject *message;        /* strong; of a cancellation; or NULL */
-    bool blocking;            /* as of a future: awaited, and the task has not seen it yet */
-    bool cancelled;
-    bool left;                /* nobody waits any more */
 };
 
 /* Submit the gathered jobs; those that cannot be submitted land with EAGAIN. */
@@ -125,6 +119,5 @@ void pool_read_pin(PoolRead *self, Mapping *mapping);
 bool pool_read_begin(PoolRead *self);
 /* Note that one of its jobs has landed. True if a task was woken. */
 bool pool_read_landed(struct pool_job *job);
-PyObject *pool_read_withdraw(PoolRead *self, PyObject *unused);
 
 #endif

@@ -2,10 +2,8 @@
 #include "pool_object.h"
 
 #include <errno.h>
-#include <structmember.h>
 
 #include "inline.h"
-#include "pool_await.h"
 #include "state.h"
 
 PoolRead *pool_read_make(PoolQueue *queue, size_t count, PyObject *tell)
@@ -22,7 +20,9 @@ PoolRead *pool_read_make(PoolQueue *queue, size_t count, PyObject *tell)
         PyErr_NoMemory();
     else if (tell)
         self->tell = Py_NewRef(tell);
-    else if (!queue->pool->loop)
+    else if (queue->pool->loop)
+        awaited_begin(&self->awaited, queue->pool->loop, queue->pool->call_soon);
+    else
         made = (self->waiter = PyObject_CallFunctionObjArgs(queue->pool->make_waiter, NULL));
     if (made)
         return self;
@@ -212,15 +212,17 @@ static void tell_other(PoolRead *self, PyObject *result)
 }
 
 /* Give up what the read holds, and tell its result; takes the reference to the result over. With
- * `now`, see pool_read_answer. */
+ * `now`, see awaited_answer. */
 static void end(PoolRead *self, PyObject *result, bool now)
 {
     Pool *pool = (Pool *)Py_NewRef((PyObject *)self->queue->pool);
     let_go(self);
     if (self->tell || self->waiter)
         tell_other(self, result);
+    else if (pool->ended)
+        awaited_leave(&self->awaited);
     else
-        pool_read_answer(self, pool, result, now);
+        awaited_answer(&self->awaited, result, false, now);
     Py_DECREF(result);
     Py_DECREF((PyObject *)pool);
 }
@@ -249,7 +251,7 @@ static void go_on(PoolQueue *queue)
     }
 }
 
-/* Note that a job has landed; true if a task was woken. With `now`, see pool_read_answer. */
+/* Note that a job has landed; true if a task was woken. With `now`, see awaited_answer. */
 static bool land(struct pool_job *job, bool now)
 {
     struct waiting_read *read = (struct waiting_read *)job;
@@ -283,10 +285,10 @@ bool pool_read_landed(struct pool_job *job)
 
 /* Nobody waits any more: a job that no thread has begun never runs. Returns whether none of them
  * runs now. */
-PyObject *pool_read_withdraw(PoolRead *self, PyObject *Py_UNUSED(unused))
+static PyObject *pool_read_withdraw(PoolRead *self, PyObject *Py_UNUSED(unused))
 {
     PoolQueue *queue = self->queue;
-    pool_read_leave(self);
+    awaited_leave(&self->awaited);
     if (!queue || !pool_is_usable(queue->pool))
         return PyBool_FromLong(!queue);
     Py_INCREF((PyObject *)self);
@@ -323,14 +325,20 @@ static void pool_read_dealloc(PoolRead *self)
     Py_XDECREF(self->waiter);
     Py_XDECREF(self->tell);
     Py_XDECREF(self->results);
-    pool_read_leave(self);
-    Py_XDECREF(self->message);
+    awaited_clear(&self->awaited);
     object_free(self);
 }
 
-static PyMemberDef pool_read_members[] = {
-    {"_asyncio_future_blocking", T_BOOL, offsetof(PoolRead, blocking), 0, NULL},
-    {NULL, 0, 0, 0, NULL},
+static PyObject *pool_read_await(PoolRead *self)
+{
+    if (self->waiter)
+        return PyObject_CallMethod(self->waiter, "__await__", NULL);
+    return Py_NewRef((PyObject *)self);
+}
+
+static PyMethodDef pool_read_methods[] = { /* documented in _native_pool.pyi */
+    {"withdraw", (PyCFunction)pool_read_withdraw, METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL},
 };
 
 static PyGetSetDef pool_read_getset[] = {
@@ -342,11 +350,7 @@ static PyType_Slot pool_read_slots[] = {
     {Py_tp_dealloc, pool_read_dealloc},
     {Py_tp_methods, pool_read_methods},
     {Py_tp_getset, pool_read_getset},
-    {Py_tp_members, pool_read_members},
-    {Py_tp_iter, PyObject_SelfIter},
-    {Py_tp_iternext, pool_read_next},
     {Py_am_await, pool_read_await},
-    {Py_am_send, pool_read_send},
     {0, NULL},
 };
 
