@@ -47,7 +47,7 @@ typedef struct {
     uint64_t proof;
     uint32_t last_crc;
     int state;
-    char *room;     /* constant; of the buffer */
+    char *room;     /* constant; of the buffer, and a page more */
     char *buffer;   /* in the room, as far into a page as its bytes are in the file (page.h) */
     int64_t start;  /* the offset of what is in the buffer */
     size_t filled;
@@ -138,7 +138,7 @@ static PyObject *cursor_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNU
     self->next_type = (PyTypeObject *)Py_NewRef((PyObject *)state->log_next_type);
     self->fd = -1;
     self->generation = fork_generation;
-    self->room = aligned_alloc(page_size(), BUFFER_BYTES + page_size());
+    self->room = malloc(BUFFER_BYTES + page_size());
     if (!self->room) {
         Py_DECREF(self);
         return PyErr_NoMemory();
@@ -179,7 +179,7 @@ static PyObject *cursor_enter(LogCursor *self, PyObject *args)
 static size_t prepare(LogCursor *self, int64_t end)
 {
     int64_t left = end - self->offset;
-    self->buffer = self->room + into_page(self->offset);
+    self->buffer = place_as_in_file(self->room, self->offset);
     self->start = self->offset;
     return left < (int64_t)BUFFER_BYTES ? (size_t)left : BUFFER_BYTES;
 }

@@ -39,7 +39,7 @@ static int window_at(struct window *window, int64_t offset, size_t length, size_
             size_t room = length > WINDOW_BYTES ? length : WINDOW_BYTES;
             free(window->memory);
             window->bytes = NULL;
-            window->memory = aligned_alloc(page_size(), (size_t)page_up((int64_t)(room + page_size())));
+            window->memory = malloc(room + page_size());
             if (!window->memory)
                 return ENOMEM;
             window->room = room;
@@ -48,7 +48,7 @@ static int window_at(struct window *window, int64_t offset, size_t length, size_
             window->data_end = file_find_hole(window->fd, offset, window->end);
         size_t ahead = offset < window->data_end ? (size_t)(window->data_end - offset) : 0;
         size_t wanted = ahead < window->room ? ahead : window->room;
-        window->bytes = window->memory + into_page(offset);
+        window->bytes = place_as_in_file(window->memory, offset);
         ssize_t got =
             file_read(window->fd, window->bytes, length < wanted ? wanted : length, offset);
         if (got < 0)

@@ -17,10 +17,14 @@ static inline size_t page_size(void) { return (size_t)1 << page_shift; }
 
 static inline size_t page_down(size_t offset) { return offset >> page_shift << page_shift; }
 
-/* How far into its page an offset lies. Memory for a read of a file should lie as far into a page as
- * the bytes do in the file: from Zen 3 on, `rep movsb`, by which the kernel and memcpy copy, takes 20
- * times as long if the destination lies 1 to 31 bytes further into its page than the source. */
-static inline size_t into_page(int64_t offset) { return (size_t)offset & (page_size() - 1); }
+/* The first place in some memory, which has room for a page more, that lies as far into a page as an
+ * offset does. Reads of a file should go there: from Zen 3 on, `rep movsb`, by which the kernel and
+ * memcpy copy, takes 20 times as long if the destination lies 1 to 31 bytes further into its page
+ * than the source. (What aligned_alloc gives is new to the process each time, and faults again.) */
+static inline char *place_as_in_file(char *memory, int64_t offset)
+{
+    return memory + (((size_t)offset - (uintptr_t)memory) & (page_size() - 1));
+}
 
 /* The number of whole pages that bytes [0, end) take. */
 static inline size_t pages_for(int64_t end)
