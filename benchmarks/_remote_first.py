@@ -7,7 +7,6 @@ import importlib.util
 import os
 import statistics
 from collections import defaultdict
-from functools import partial
 from typing import Any
 
 from aiommap.remote import ObstoreSource, RemoteCache
@@ -15,6 +14,7 @@ from tests.support.remote_servers import JuiceFS
 from tests.support.server_processes import find_tool
 
 from ._harness import MIB, Report
+from ._remote_bare import steps_by_hand
 from ._remote_peers import BLOCK, READ, by_fsspec, has_fsspec, read_by_rclone, read_by_s3fs
 from ._remote_setting import Setting, Step, timed, turns
 
@@ -144,21 +144,6 @@ async def at_a_gateway(report: Report, setting: Setting) -> None:
         report.row(f"{label} / blockcache", ratio, "x", 0.25, most=True)
 
 
-def fetch_into(store: Any, folder: str, *, new: bool) -> None:
-    """Fetch a block into the fewest files that a cache can have; if ``new``, make a folder."""
-    import obstore
-
-    if new:
-        os.mkdir(folder)
-        os.close(os.open(f"{folder}/marker", os.O_RDWR | os.O_CREAT))
-    data, words = (os.open(f"{folder}/{name}", os.O_RDWR | os.O_CREAT) for name in "dw")
-    os.ftruncate(data, 1 << 28)
-    os.posix_fallocate(words, 0, 16 << 10)
-    os.pwrite(data, obstore.get(store, "object", options={"range": (0, BLOCK)}).bytes(), 0)
-    os.close(data)
-    os.close(words)
-
-
 async def mounted(report: Report, setting: Setting) -> None:
     """Read beside rclone's mount, which has a cache of its own.
 
@@ -197,16 +182,8 @@ async def mounted(report: Report, setting: Setting) -> None:
                 snapshot = await cache.open(setting.source())
                 await snapshot.read_exact(0, READ)
 
-    async def by_hand(*, new: bool) -> None:
-        """A GET by obstore and what a cache keeps of it, in files of its own; nothing else."""
-        folder = setting.kept()
-        if not new:
-            os.mkdir(folder)
-        with timed(found["by hand, new" if new else "by hand"]):
-            await asyncio.to_thread(fetch_into, setting.store, folder, new=new)
-
     steps = [rclone, ours, ours_there, *steps_of_obstore(setting.store, found)]
-    steps += [partial(by_hand, new=True), partial(by_hand, new=False)]
+    steps += steps_by_hand(setting, found)
     setting.touch_memory()
     for step in turns(setting.rounds * 3, steps):
         await step()
@@ -217,9 +194,13 @@ def report_mounted(report: Report, ms: dict[str, float]) -> None:
     report.row("first 4 KiB: rclone mount, mounted", ms["rclone"], "ms")
     report.row("first 4 KiB: HEAD + GET / rclone mount", ms["floor"] / ms["rclone"], "x")
     report.row("first 4 KiB: GET / rclone mount", ms["get"] / ms["rclone"], "x")
-    for said, name in (("files that are made", "by hand"), ("a folder, too", "by hand, new")):
-        label = f"first 4 KiB: GET into {said}, by hand / rclone mount"
-        report.row(label, ms[name] / ms["rclone"], "x")
+    for said, name in (
+        ("GET into files that are made, by hand", "by hand"),
+        ("GET into a folder, too, by hand", "by hand, new"),
+        ("bare cache", "bare"),
+        ("new bare cache", "bare, new"),
+    ):
+        report.row(f"first 4 KiB: {said} / rclone mount", ms[name] / ms["rclone"], "x")
     for said, mine, theirs in (
         ("and making them", "new", ms["mounting"] + ms["rclone"]),
         ("both there", "there", ms["rclone"]),

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import struct
-from functools import partial
-
 import anyio
 import anyio.to_thread
 import pytest
@@ -14,10 +9,9 @@ import pytest
 import aiommap
 from aiommap.remote import ObstoreSource, RemoteCache, RemoteError
 from tests.support.fault_proxy import Fault, always, cut, etag, nothing, once
-from tests.support.internals import CACHE_MARKER, beside, budget, forget_address
+from tests.support.internals import CACHE_MARKER, forget_address
 from tests.support.objects import BLOCK, DATA, BegunObjects, Objects
 from tests.support.remote import content, opened, outcomes, read_all
-from tests.support.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -141,6 +135,21 @@ async def test_forgotten_address_costs_a_request_and_no_more(make_cache, objects
         assert objects.gets == []
 
 
+async def test_forgotten_address_is_found_without_room(make_cache, objects):
+    """What is cached needs no room, although the table says that nothing is."""
+    async with make_cache() as cache, cache.open(objects, prewarm=True):
+        folder = cache.folder
+    await anyio.to_thread.run_sync(forget, f"{folder}/{CACHE_MARKER}", objects.url)
+    objects.gets.clear()
+    async with make_cache(min_free=0.999) as cache, cache.open(objects) as s:
+        assert await s.read_exact(0, len(DATA)) == DATA
+        assert (objects.begun, objects.gets, cache.statistics().evicted_bytes) == (
+            [BLOCK] * 2,
+            [],
+            0,
+        )
+
+
 async def test_blocks_of_another_size_do_not_take_it(make_cache, objects):
     async with make_cache(block_size=2 * BLOCK) as cache, cache.open(objects, read_ahead=False):
         folder = cache.folder
@@ -218,111 +227,6 @@ async def test_closing_does_not_wait_for_the_block(make_cache, objects):
     objects.stats = 0
     async with make_cache() as cache, cache.open(objects) as s:
         assert await s.read_exact(0, 10) == DATA[:10]
-
-
-def lock_folder(folder):
-    """Lock the folder of a cache, as each change of it does; return what closes the lock."""
-    fd = os.open(f"{folder}/{CACHE_MARKER}", os.O_RDWR)
-    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi0q", fcntl.F_WRLCK, 0, 0, 1, 0))
-    return partial(os.close, fd)
-
-
-async def test_block_comes_while_the_files_are_made(make_cache, objects, monkeypatch):
-    """The files cannot be made before the block is asked for: that unlocks the folder."""
-    monkeypatch.setattr(budget, "PATIENCE_SECONDS", 30)
-    async with make_cache() as cache:
-        async with cache.open(Objects(b"other", url="test://host/other")):
-            pass  # the folder is there
-        unlock = await anyio.to_thread.run_sync(lock_folder, cache.folder)
-
-        def tear(data):
-            unlock()
-            return data
-
-        objects.tear = tear
-        async with cache.open(objects) as s:
-            assert await s.read_exact(0, 10) == DATA[:10]
-            assert (await s.residency()).cached == BLOCK
-        assert asked(cache) == (1, 1)
-
-
-async def test_folder_is_made_while_the_store_is_asked(make_cache, objects):
-    objects.door.clear()
-    async with make_cache() as cache:
-
-        async def let_in():
-            await until(lambda: os.path.exists(f"{cache.folder}/{CACHE_MARKER}"))
-            await anyio.to_thread.run_sync(objects.arrived.acquire)
-            objects.door.set()
-
-        async with anyio.create_task_group() as group:
-            group.start_soon(let_in)
-            async with cache.open(objects) as s:
-                assert await s.read_exact(0, 10) == DATA[:10]
-        assert (objects.begun, asked(cache)) == ([BLOCK], (1, 0))
-
-
-async def test_opens_where_no_second_thread_can_be_started(make_cache, objects, monkeypatch):
-    def no_thread(job):
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(beside, "run_in_thread", no_thread)
-    async with make_cache() as cache, cache.open(objects) as s:
-        assert await s.read_exact(0, len(DATA)) == DATA
-        assert (objects.begun, objects.fetched) == ([BLOCK], len(DATA) - BLOCK)
-
-
-async def test_folder_that_cannot_be_made_fails_no_opening(make_cache, objects, tmp_path):
-    (tmp_path / "file").touch()
-    async with (
-        make_cache(folder=tmp_path / "file" / "cache", on_error=nothing) as cache,
-        cache.open(objects) as s,
-    ):
-        assert await s.read_exact(0, len(DATA)) == DATA
-        assert (cache.statistics().errors > 0, objects.begun) == (True, [BLOCK])
-
-
-async def test_first_block_that_cannot_be_stored_is_requested_once(make_cache, objects, tmp_path):
-    """It comes, and there is no room for it, before the loop has time for the opening."""
-    (tmp_path / "file").touch()
-
-    def keep_the_loop_busy(_):
-        while not cache.statistics().unstored_blocks:
-            objects.asked.acquire(timeout=0.01)
-
-    async with (
-        make_cache(folder=tmp_path / "file" / "cache", on_error=keep_the_loop_busy) as cache,
-        cache.open(objects, read_ahead=True) as s,
-    ):
-        assert await s.read_exact(0, 10) == DATA[:10]
-        assert await s.read_exact(10, 10) == DATA[10:20]
-        assert (objects.begun, objects.gets) == ([BLOCK], [])
-
-
-async def test_abandoned_opening_leaves_nothing(make_cache, objects):
-    """The task is gone when the response comes: nothing stays open, and no block is taken."""
-    given_up = anyio.Event()
-
-    async def open_it():
-        try:
-            await cache.open(objects)
-        finally:
-            given_up.set()
-
-    objects.door.clear()
-    async with make_cache(workers=1) as cache:
-        async with cache.open(Objects(b"other", url="test://host/other")):
-            pass  # the folder is there
-        async with anyio.create_task_group() as group:
-            group.start_soon(open_it)
-            await anyio.to_thread.run_sync(objects.arrived.acquire)
-            group.cancel_scope.cancel()
-        assert given_up.is_set()
-        objects.door.set()
-        # The only thread is done with the abandoned object before it opens this one.
-        async with cache.open(Objects(b"third", url="test://host/third")):
-            assert cache.statistics().open_objects == 1
-        assert not objects.asked.acquire(blocking=False)
 
 
 async def test_servers_tell_both_at_once(tmp_path, server):

@@ -132,6 +132,34 @@ def open_mapping(options: OpenOptions) -> Opened:
     )
 
 
+def map_again(fd: int, options: OpenOptions, flags: int) -> Opened:
+    """Map a regular file that is open already, in mode "r". Worker threads only.
+
+    For a file that its caller has made or checked. The mapping gets a duplicate of the descriptor,
+    so nothing has to be found, opened or asked for again. ``flags`` are what ``mapping_flags``
+    returned for a file of the same file system.
+    """
+    fd = os.dup(fd)
+    try:
+        found = os.fstat(fd)
+        mapping = Mapping(fd, found.st_size, found.st_size, flags)
+    except BaseException:
+        os.close(fd)
+        raise
+    _stop_noting_reads(fd)
+    return Opened(
+        mapping,
+        Identity.of(found),
+        FileState.of(found),
+        named=found.st_nlink > 0,
+        made=None,
+        resized=False,
+        where=options.where,
+        volatile=False,
+        sealed=False,
+    )
+
+
 def _found_at(options: OpenOptions) -> FilePath | GivenDescriptor | AnonymousMemory:
     """Find a path to the file if it was opened by a descriptor, and close the duplicate."""
     where = options.where
@@ -390,7 +418,7 @@ def _map(fd: int, found: os.stat_result, options: OpenOptions) -> Mapping:
     if capacity < size:
         raise ValueError(f"capacity is {capacity}, but {options.path} has {size} bytes already")
     try:
-        return Mapping(fd, size, capacity, _flags(fd, found, options))
+        return Mapping(fd, size, capacity, mapping_flags(fd, found, options))
     except OSError as error:
         if error.errno == errno.EPERM and seals_of(fd) & READ_ONLY:
             remedy = 'it is sealed against writing: use mode "r" or "c"'
@@ -403,7 +431,8 @@ def _map(fd: int, found: os.stat_result, options: OpenOptions) -> Mapping:
         raise
 
 
-def _flags(fd: int, found: os.stat_result, options: OpenOptions) -> int:
+def mapping_flags(fd: int, found: os.stat_result, options: OpenOptions) -> int:
+    """Return the flags with which a file is mapped."""
     flags = {
         WRITABLE: options.mode.writable,
         PRIVATE_COPY: options.mode.private,

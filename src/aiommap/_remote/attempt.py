@@ -1,4 +1,4 @@
-"""One opening: a worker finds the object, tells the task, and then receives the first block.
+"""One opening: workers find the object, tell the task, and receive the first block.
 
 The task that opens goes on as soon as the object is known. The block that was asked for together
 with its state is a fetch like others from then on: whoever wants it waits for it, and no
@@ -13,14 +13,14 @@ from .._runtime.threads import Mutex
 from .._runtime.workers import Workers
 from .body import Body
 from .fetches import Fetch, Fetches
-from .open_objects import Found
+from .open_objects import Found, HandOver
 
 
 class Attempt:
     """An opening whose task may be gone when the object is found. For the loop thread.
 
     Args:
-        find: finds the object, in a worker; gets a function that tells whether it is still wanted.
+        find: finds the object, in a worker, as ``OpenObjects.find`` does.
         workers: provide the thread.
     """
 
@@ -36,7 +36,11 @@ class Attempt:
         "workers",
     )
 
-    def __init__(self, find: Callable[[Callable[[], bool]], Found], workers: Workers) -> None:
+    def __init__(
+        self,
+        find: Callable[[Callable[[], bool], HandOver], list[Body]],
+        workers: Workers,
+    ) -> None:
         self._find = find
         self.workers: Workers = workers
         self._told = workers.event()
@@ -90,33 +94,24 @@ class Attempt:
             self._fetches.part_with(self._first)
         self._first.end(bodies or [], error)
 
-    # In the worker.
+    # In workers.
 
     def _run(self) -> list[Body]:
-        if self._abandoned:
-            return []
-        found = self._find(lambda: not self._abandoned)
-        begun, entry = found.begun, found.entry
-        if begun is not None:
-            entry.use()  # the task that is told of it may release it at once
-        try:
-            if not self._hand_over(found):
-                found.give_up()
-            elif begun is not None:
-                return entry.fetch(begun, 0, 1, self._tell)
-        finally:
-            if begun is not None:
-                begun.finish()
-                entry.release()
-        return []
+        return [] if self._abandoned else self._find(self._is_wanted, self._hand_over)
 
-    def _tell(self) -> None:
-        """Let the task go on. The block is claimed by now, and what is left needs the GIL least."""
-        self.workers.call_from_thread(self._told.set)
+    def _is_wanted(self) -> bool:
+        return not self._abandoned
 
-    def _hand_over(self, found: Found) -> bool:
-        """Keep the object for the task; False if the task is gone."""
+    def _hand_over(self, found: Found, more: bool) -> None:
+        """Keep the object for the task; give it up if the task is gone.
+
+        If there is ``more`` to do, the task goes on meanwhile; else when this job ends.
+        """
         with self._mutex:
-            if not self._abandoned:
+            wanted = not self._abandoned
+            if wanted:
                 self._found = found
-            return not self._abandoned
+        if not wanted:
+            found.give_up()
+        elif more:
+            self.workers.call_from_thread(self._told.set)

@@ -1,4 +1,4 @@
-"""``run_beside``: a request that another thread makes, while the caller makes files."""
+"""``run_beside``: work that another thread does while the caller waits for a store."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ T = TypeVar("T")
 def run_beside(function: Callable[[], T]) -> Callable[[], T]:
     """Call a function in another thread, from now on; worker threads only.
 
+    If no thread can be started, it is called here, at once.
+
     Returns:
-        A function that waits for the end, and returns or raises what came; to be called once. If
-        no thread can be started, it is ``function`` itself.
+        A function that waits for the end, and returns or raises what came; to be called once.
     """
     came: queue.SimpleQueue[Callable[[], T]] = queue.SimpleQueue()
 
     def run() -> None:
-        came.put(_outcome_of(function))
+        came.put(outcome_of(function))
 
     def take() -> T:
         return came.get()()
@@ -29,11 +30,11 @@ def run_beside(function: Callable[[], T]) -> Callable[[], T]:
     try:
         run_in_thread(run)
     except RuntimeError:
-        return function
+        return outcome_of(function)
     return take
 
 
-def _outcome_of(function: Callable[[], T]) -> Callable[[], T]:
+def outcome_of(function: Callable[[], T]) -> Callable[[], T]:
     """Call a function; return one that returns the same result, or raises the same error."""
     try:
         result = function()

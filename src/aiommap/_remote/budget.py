@@ -177,8 +177,8 @@ class Budget:
                 return not self.detached and self._reserve_with(state, length)
 
     def take_or_reserve(self, state: FolderState, length: int) -> bool:
-        """Reserve bytes, with the lock held; False if there is no room, or the folder is gone."""
-        return not self.detached and (self.take(length) or self._reserve_with(state, length))
+        """Reserve bytes, with the lock held; False if there is no room for them."""
+        return self.take(length) or self._reserve_with(state, length)
 
     def _reserve_with(self, state: FolderState, length: int) -> bool:
         """Reserve bytes as ``reserve`` does, with the lock held."""

@@ -181,34 +181,56 @@ class Folder:
         return os.path.join(self.path, data), os.path.join(self.path, words)
 
     def open(
-        self, identity: ObjectIdentity, block_size: int, make_room: Callable[[int], int]
+        self,
+        identity: ObjectIdentity,
+        block_size: int,
+        make_room: Callable[[int], int],
+        *,
+        new: bool = False,
     ) -> Files | None:
-        """Open an object, and make its files if it has none; None if there is no room for them."""
+        """Open an object, and make its files if it has none; None if there is no room for them.
+
+        Args:
+            new: whether it has probably none: then nobody looks for them first.
+        """
         room = overhead_bytes(identity.state.size, block_size)
-        files = self._open_or_make(identity, block_size, room, reserved=False)
+        files = self._open_or_make(identity, block_size, room, new=new, reserved=False)
         if files is None and make_room(room):
-            files = self._open_or_make(identity, block_size, room, reserved=True)
+            files = self._open_or_make(identity, block_size, room, new=new, reserved=True)
         return files
 
     def _open_or_make(
-        self, identity: ObjectIdentity, block_size: int, room: int, *, reserved: bool
+        self, identity: ObjectIdentity, block_size: int, room: int, *, new: bool, reserved: bool
     ) -> Files | None:
         """Open an object, or make it; None if room is neither reserved nor free."""
         name, used = identifier(identity), 0
         try:
             with self.budget.locked() as state:
                 state.count_opening()
-                files = self._open_known(name, identity, state.ticks)
+                files = None if new else self._open_known(name, identity, state.ticks)
                 if files is None:
                     reserved = reserved or self.budget.take_or_reserve(state, room)
                     if reserved:
                         header = Header(identity, block_size, state.ticks, self.boot, 0, 0)
-                        files = self._make(name, header)
-                        used = room
+                        files, made = self._make_unless_known(name, header)
+                        used = room if made else 0
+                    elif new:
+                        files = self._open_known(name, identity, state.ticks)
                 return files
         finally:
             if reserved:
                 self.budget.settle(room, used)
+
+    def _make_unless_known(self, name: str, header: Header) -> tuple[Files, bool]:
+        """Make the files of an object, or open those that it has; tell whether they were made."""
+        try:
+            return self._make(name, header), True
+        except FileExistsError:
+            files = self._open_known(name, header.identity, header.opened)
+            if files is not None:
+                return files, False
+        self.remove(name)  # they are damaged, incomplete or of another format
+        return self._make(name, header), True
 
     def _open_known(self, name: str, identity: ObjectIdentity, ticks: int) -> Files | None:
         """Open an object that has files, and note the opening in its header; else None."""
@@ -274,15 +296,7 @@ class Folder:
             raise
 
     def _make(self, name: str, header: Header) -> Files:
-        """Make both files of a new object, in place of any that are there."""
-        try:
-            return self._make_both(name, header)
-        except FileExistsError:  # files that are damaged, incomplete or of another format
-            self.remove(name)
-            return self._make_both(name, header)
-
-    def _make_both(self, name: str, header: Header) -> Files:
-        """Make both files of an object that has none.
+        """Make both files of an object that has none; FileExistsError if it has.
 
         The header is written last, so that an object that is half made has none and is not opened.
         """

@@ -28,7 +28,6 @@ from contextlib import nullcontext, suppress
 import anyio
 
 from .._native import Blocks
-from .._runtime.callbacks import nothing
 from .._runtime.threads import Mutex
 from .body import Body
 from .cache_folder import Files
@@ -89,9 +88,9 @@ class Entry:
         "_why_no_room",
         "block_size",
         "blocks",
+        "device",
         "identity",
         "path",
-        "place",
         "size",
     )
 
@@ -119,9 +118,8 @@ class Entry:
         self._request_blocks = max(1, request_size // self.block_size)
         self._report = report
         self._closed = closed
-        found = os.fstat(files.data)
-        #: Device and inode of the data file.
-        self.place: tuple[int, int] = (found.st_dev, found.st_ino)
+        #: Device of the data file; 0 if it is in memory.
+        self.device: int = files.header.device
         self._mutex = Mutex()
         self._verifying = Mutex()
         self._active: set[int] = set()
@@ -204,12 +202,9 @@ class Entry:
         """Cut runs of blocks into the runs that one request may ask for."""
         return list(requests_of(runs, self._request_blocks))
 
-    def fetch(
-        self, source: RemoteSource, first: int, end: int, claimed: Callable[[], object] = nothing
-    ) -> list[Body]:
+    def fetch(self, source: RemoteSource, first: int, end: int) -> list[Body]:
         """Fetch what is missing of blocks [first, end), and return the bodies that came (entry.1).
 
-        ``claimed`` is called, perhaps several times, when the blocks are claimed, by us or others.
         Raises:
             StaleSnapshotError, RemoteError, PermissionError, UnsupportedError: as
             ``RemoteSnapshot.read_exact``.
@@ -223,7 +218,6 @@ class Entry:
             for low, high in runs:
                 claims, others = self._claim(low, high)
                 taken.update([block for block, _ in claims])
-                claimed()
                 bodies += self._fetch_claims(source, claims)
                 busy += others
             if not busy:

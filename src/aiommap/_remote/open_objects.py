@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
+import queue
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,14 +20,15 @@ from functools import partial
 
 import anyio
 
-from .._core.opening import Opened, open_mapping
+from .._core.opening import Opened, map_again, mapping_flags
 from .._core.options import MODES, OpenOptions
 from .._core.paths import FilePath
 from .._errors import MappedFileError, RemoteError
 from .._hub.hub import Hub
 from .._runtime.threads import Mutex, run_in_thread
 from .._typing import Buffer
-from .beside import run_beside
+from .beside import outcome_of, run_beside
+from .body import Body
 from .cache_folder import Files, Folder, anonymous_files
 from .comparing import compare
 from .counters import Counters
@@ -44,9 +46,10 @@ from .source import (
 )
 from .statistics import CacheEntry, CacheReport
 
-#: What ``OpeningSource.begin`` returns, and a function that calls it.
+#: Called with an object, and whether its first block is still on its way.
+HandOver = Callable[["Found", bool], None]
+#: What ``OpeningSource.begin`` returns.
 _BegunResponse = tuple[RemoteState, Callable[[], Buffer]]
-_Begin = Callable[[], _BegunResponse | None]
 
 #: "Method Not Allowed", "Not Implemented": a server that knows no HEAD. 403 is a PermissionError.
 _REFUSALS = (405, 501)
@@ -76,25 +79,13 @@ class Found:
     Attributes:
         source: what fetches the blocks that are not cached.
         entry: the object; each ``Found`` counts as one use of it.
-        begun: the source that has the first block on its way; None if there is none.
         options, opened: of the data file.
     """
 
     source: RemoteSource
     entry: Entry
-    begun: BegunSource | None
     options: OpenOptions
     opened: Opened
-
-    @staticmethod
-    def of(source: RemoteSource, entry: Entry, begun: BegunSource | None) -> Found:
-        """Map the data file of an open object; if that fails, end the use of the object."""
-        try:
-            with _explaining(entry.identity):
-                return Found(source, entry, begun, *_map_data(entry))
-        except BaseException:
-            entry.release()
-            raise
 
     def give_up(self) -> None:
         """Unmap the data file, and end the use of the object."""
@@ -136,6 +127,8 @@ class OpenObjects:
         self._room: FolderRoom | None = None
         self._closed = False
         self._entries: dict[tuple[str, ...], Entry] = {}
+        #: By device: the flags with which data files are mapped. To find them takes six calls.
+        self._flags: dict[int, int] = {}
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -154,35 +147,72 @@ class OpenObjects:
             with suppress(OSError, ValueError, anyio.ClosedResourceError):
                 self._usable_folder()
 
-    def find(self, asked: Asked, is_wanted: Callable[[], bool]) -> Found:
+    def find(
+        self,
+        asked: Asked,
+        is_wanted: Callable[[], bool],
+        hand_over: HandOver,
+    ) -> list[Body]:
         """Ask the store for the state of the object, open it in the cache, and map its data file.
-
-        One job does all three, because each further hop would cost a turn of the loop.
 
         Args:
             is_wanted: tells whether the task that opens the object still waits for it.
+            hand_over: gets the object, in this thread or in another.
+        Returns:
+            What of the first block came and was not stored.
         """
-        return Found.of(*self._find(asked, is_wanted))
-
-    def _find(
-        self, asked: Asked, is_wanted: Callable[[], bool]
-    ) -> tuple[RemoteSource, Entry, BegunSource | None]:
         source = source_of_url(asked.source) if isinstance(asked.source, str) else asked.source
         if asked.version is not None:
             source = _at_version(source, asked.version)
         if asked.offline:
-            return source, self._open_entry(self._find_cached(source.url, asked)), None
+            identity = self._find_cached(source.url, asked)
+            hand_over(self._found(source, self._open_entry(identity)), False)
+            return []
         state, body = self._ask(source, asked)
         identity = ObjectIdentity.of(source.url, state, asked.validator)
         if state.version is not None and isinstance(source, ObstoreSource | VersionedSource):
             source = source.at_version(state.version)
-        length = min(self._block_size, state.size)
-        if body is not None:
-            body = run_beside(body) if is_wanted() else None  # while we make the files
-        entry = self._open_entry(identity)
-        if body is None or not length or entry.bytes_of(0, 1) != (0, length):
-            return source, entry, None
-        return source, entry, BegunSource(source, state, length, body)
+        if body is None or not state.size:
+            hand_over(self._found(source, self._open_entry(identity)), False)
+            return []
+        return self._receive(source, identity, body, hand_over) if is_wanted() else []
+
+    def _receive(
+        self,
+        source: RemoteSource,
+        identity: ObjectIdentity,
+        body: Callable[[], Buffer],
+        hand_over: HandOver,
+    ) -> list[Body]:
+        """Receive the first block and store it; another thread opens the object meanwhile.
+
+        So the block is stored, without the GIL, while that thread maps the data file and the loop
+        makes the snapshot.
+        """
+        first = (0, min(self._block_size, identity.state.size))
+        entries: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
+
+        def open_it() -> None:
+            try:
+                entry = self._open_entry(identity, new=True)
+            except BaseException:
+                entries.put(None)
+                raise
+            entry.use()  # the task may release it at once
+            entries.put(entry)
+            hand_over(self._found(source, entry), entry.bytes_of(0, 1) == first)
+
+        finish = run_beside(open_it)
+        came = outcome_of(body)
+        entry = entries.get()
+        try:
+            if entry is not None and entry.bytes_of(0, 1) == first:
+                return entry.fetch(BegunSource(source, identity.state, first[1], came), 0, 1)
+        finally:
+            if entry is not None:
+                entry.release()
+            finish()
+        return []
 
     def _ask(
         self, source: RemoteSource, asked: Asked
@@ -195,12 +225,11 @@ class OpenObjects:
         # ObstoreSource first, here and elsewhere: whether an object fits a protocol takes long.
         opening = source if isinstance(source, ObstoreSource | OpeningSource) else None
         if opening is not None and asked.read_ahead:
-            begin: _Begin = partial(self._begin, opening)
+            note: Callable[[], bool] = partial(self._is_new, source.url)
             early = self._has_no_folder
-            if early:
-                begin = run_beside(begin)  # while we make the folder
-            if self._is_new(source.url) or early:
-                begun = self._begin_new(source.url, begin)
+            noted = run_beside(note) if early else outcome_of(note)  # beside: it makes the folder
+            if early or noted():
+                begun = self._begin_new(opening, source.url, noted)
                 if begun is not None:
                     return begun
                 opening = None  # it is not asked twice
@@ -221,14 +250,19 @@ class OpenObjects:
         self._counters.add(gets=1)
         return source.begin(self._block_size)
 
-    def _begin_new(self, url: str, begin: _Begin) -> _BegunResponse | None:
+    def _begin_new(
+        self, source: OpeningSource, url: str, noted: Callable[[], bool]
+    ) -> _BegunResponse | None:
         """Ask for an object of which nothing is cached; if that fails, forget its address."""
         try:
-            return begin()
+            begun = self._begin(source)
         except BaseException:
             with suppress(Exception):  # it is a hint, and the folder may be closed or gone
+                noted()
                 self._usable_folder().budget.forget_address(url)
             raise
+        noted()
+        return begun
 
     @property
     def _has_no_folder(self) -> bool:
@@ -261,20 +295,39 @@ class OpenObjects:
             raise FileNotFoundError(2, f"nothing of it is cached in {self._path}", url)
         return max(found, key=lambda pair: pair[0])[1]
 
-    def _open_entry(self, identity: ObjectIdentity) -> Entry:
-        """Open an object, or return its entry if it is open (open_objects.1)."""
+    def _open_entry(self, identity: ObjectIdentity, *, new: bool = False) -> Entry:
+        """Open an object, or return its entry if it is open (open_objects.1).
+
+        Args:
+            new: whether the object has probably no files yet.
+        """
         with self._mutex:
             known = self._entries.get(identity.key)
             if known is not None and not known.lost:
                 with suppress(anyio.ClosedResourceError):
                     known.use()
                     return known
-            files, room, why = self._open_files(identity)
+            files, room, why = self._open_files(identity, new)
             entry = Entry(
                 files, room, self._counters, self._request_size, self._report, self._forget, why
             )
             self._entries[identity.key] = entry
             return entry
+
+    def _found(self, source: RemoteSource, entry: Entry) -> Found:
+        """Map the data file of an open object; if that fails, end the use of the object."""
+        options = OpenOptions(FilePath(entry.path, entry.path, None), MODES["r"])
+        device = entry.device
+        try:
+            with _explaining(entry.identity):
+                if device not in self._flags:
+                    found = os.fstat(entry.data_fd)
+                    self._flags[device] = mapping_flags(entry.data_fd, found, options)
+                opened = map_again(entry.data_fd, options, self._flags[device])
+            return Found(source, entry, options, opened)
+        except BaseException:
+            entry.release()
+            raise
 
     def _forget(self, entry: Entry) -> None:
         """Forget an object whose files were closed."""
@@ -282,12 +335,14 @@ class OpenObjects:
         if self._entries.get(key) is entry:
             del self._entries[key]
 
-    def _open_files(self, identity: ObjectIdentity) -> tuple[Files, FolderRoom | None, str]:
+    def _open_files(
+        self, identity: ObjectIdentity, new: bool
+    ) -> tuple[Files, FolderRoom | None, str]:
         """Open the files of an object; without a room if there is none, and then tell why."""
         try:
             folder = self._ready_folder()
             assert self._room is not None
-            files = folder.open(identity, self._block_size, self._room.make)
+            files = folder.open(identity, self._block_size, self._room.make, new=new)
             if files is not None:
                 return files, self._room.use(), ""
             why = self._room.why_none(overhead_bytes(identity.state.size, self._block_size))
@@ -397,20 +452,6 @@ class OpenObjects:
 
         self._usable_folder().each(look)
         return tuple(sorted(found, key=lambda entry: -entry.opened))
-
-
-def _map_data(entry: Entry) -> tuple[OpenOptions, Opened]:
-    """Map the data file for a hub: by its name, or by its descriptor if it lost its name."""
-    for path in (entry.path, f"/proc/self/fd/{entry.data_fd}"):
-        options = OpenOptions(FilePath(path, path, None), MODES["r"])
-        try:
-            opened = open_mapping(options)
-        except FileNotFoundError:
-            continue
-        if (opened.identity.device, opened.identity.inode) == entry.place:
-            return options, opened
-        opened.mapping.close()
-    raise FileNotFoundError(2, "the cached file cannot be opened again", entry.path)
 
 
 @contextmanager

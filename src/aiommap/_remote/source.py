@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -140,12 +139,6 @@ class BegunSource:
             return self._source.fetch(start, end, state)
         self._body = None
         return body(), self._state
-
-    def finish(self) -> None:
-        """Wait for the bytes if nobody asked for them: a thread is receiving them."""
-        if self._body is not None:
-            with suppress(Exception):
-                self._body()
 
 
 @runtime_checkable
