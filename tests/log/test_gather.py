@@ -9,11 +9,11 @@ from contextvars import ContextVar
 
 import anyio
 import pytest
-import uvloop
 
 from aiommap import Log, LogReceipt
 from tests.support.internals import native
 from tests.support.logs import ALWAYS, contents, pure_records
+from tests.support.loops import NEW_LOOPS
 from tests.support.scripts import expect_alive
 
 TASKS = 32
@@ -21,22 +21,7 @@ TASKS = 32
 #: Which task runs, in which context.
 name = ContextVar("name", default=None)
 
-
-def python_tasks():
-    """Make a loop whose tasks are those that asyncio has in Python."""
-    loop = asyncio.new_event_loop()
-    loop.set_task_factory(
-        lambda loop, coroutine, **options: asyncio.tasks._PyTask(coroutine, loop=loop, **options)
-    )
-    return loop
-
-
-LOOPS = [
-    pytest.param(asyncio.new_event_loop, id="asyncio"),
-    pytest.param(uvloop.new_event_loop, id="uvloop"),
-    pytest.param(python_tasks, id="asyncio-python"),
-]
-pytestmark = pytest.mark.parametrize("make_loop", LOOPS)
+pytestmark = pytest.mark.parametrize("make_loop", NEW_LOOPS.values(), ids=NEW_LOOPS)
 
 
 def run(make_loop, function, *args):

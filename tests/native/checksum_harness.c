@@ -75,14 +75,21 @@ static void checksum_of_each_bit(void)
     }
 }
 
-/* No way touches anything before or behind the data. */
-static void checksum_between_walls(void)
+/* Make a page of data between two pages that nobody may touch; returns the first of the three. */
+static char *make_walled_data(void)
 {
     char *walled = mmap(NULL, 3 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     EXPECT(walled != MAP_FAILED);
     EXPECT(mprotect(walled + page, page, PROT_READ | PROT_WRITE) == 0);
     make_data();
     memcpy(walled + page, data, page);
+    return walled;
+}
+
+/* No way touches anything before or behind the data. */
+static void checksum_between_walls(void)
+{
+    char *walled = make_walled_data();
     for (size_t length = 0; length <= LENGTHS && length <= page; length++) {
         const char *last = walled + 2 * page - length;
         EXPECT(all_find(bit_by_bit(0, last, length), 0, last, length));
@@ -113,11 +120,7 @@ static void checksum_of_copies(void)
 static void checksum_of_a_copy_between_walls(void)
 {
     static char to[LENGTHS + 256];
-    char *walled = mmap(NULL, 3 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    EXPECT(walled != MAP_FAILED);
-    EXPECT(mprotect(walled + page, page, PROT_READ | PROT_WRITE) == 0);
-    make_data();
-    memcpy(walled + page, data, page);
+    char *walled = make_walled_data();
     for (size_t length = 0; length <= LENGTHS && length <= page; length++) {
         EXPECT(copy_agrees(to + 64, walled + 2 * page - length, length));
         EXPECT(copy_agrees(to + 64, walled + page, length));

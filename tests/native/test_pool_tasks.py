@@ -12,9 +12,9 @@ from contextvars import ContextVar
 
 import anyio
 import pytest
-import uvloop
 
 from tests.support.internals import native
+from tests.support.loops import NEW_LOOPS
 from tests.support.scripts import expect_alive
 from tests.support.waiting import until
 
@@ -25,22 +25,7 @@ FLAGS = native.WRITABLE | native.NOWAIT
 #: Which task runs, in which context.
 name = ContextVar("name", default=None)
 
-
-def python_tasks():
-    """Make a loop whose tasks are those that asyncio has in Python."""
-    loop = asyncio.new_event_loop()
-    loop.set_task_factory(
-        lambda loop, coroutine, **options: asyncio.tasks._PyTask(coroutine, loop=loop, **options)
-    )
-    return loop
-
-
-LOOPS = [
-    pytest.param(asyncio.new_event_loop, id="asyncio"),
-    pytest.param(uvloop.new_event_loop, id="uvloop"),
-    pytest.param(python_tasks, id="asyncio-python"),
-]
-every_loop = pytest.mark.parametrize("make_loop", LOOPS)
+every_loop = pytest.mark.parametrize("make_loop", NEW_LOOPS.values(), ids=NEW_LOOPS)
 
 
 @pytest.fixture
