@@ -309,20 +309,23 @@ async def main():
     async def append(number):
         await log.append(b"%d" % number)
         woken.append(number)
-        if number == 1 and (child := os.fork()):
+        if number == 2 and (child := os.fork()):
             assert os.waitpid(child, 0) == (child, 0)
-        if number < 2:
+        if number < 3:
             try:
                 await log.append(b"again %d" % number)
             except aiommap.ForkedError:
                 assert os.getpid() != parent
-                loop.call_soon(os._exit, woken != [0, 1])
+                waiting = log._appender.queue.waiting
+                for _ in range(3):
+                    await asyncio.sleep(0)  # what the parent's tasks began is not for the child
+                os._exit(woken != [0, 1, 2] or waiting() != [b"again 1"])
         else:
             assert os.getpid() == parent
 
     await asyncio.gather(*map(append, range(4)))
     assert woken == [0, 1, 2, 3]
-    assert log.last == 6
+    assert log.last == 7
     await log.aclose()
 
 ALWAYS = aiommap.FlushPolicy.always()
