@@ -8,7 +8,7 @@ import logging
 import anyio
 import pytest
 
-from tests.support.internals import requests_ahead
+from tests.support.internals import eviction, requests_ahead
 from tests.support.objects import BLOCK, DATA, Objects
 from tests.support.remote import content
 from tests.support.waiting import until
@@ -75,6 +75,27 @@ async def test_room_of_a_released_view_is_free_at_once(make_cache, pinned, other
         view = await s.view(0, 20 * BLOCK)
         view.release()
         assert await t.prewarm(0, PINNED) == PINNED
+
+
+async def test_room_that_another_thread_takes_is_made_again(make_cache, pinned, other, monkeypatch):
+    """While an evictor makes room, another thread reserves without waiting for it."""
+    evict, taken = eviction.FolderRoom._evict, []
+
+    def evict_and_lose(room, wanted):
+        made = evict(room, wanted)
+        if True not in taken:
+            taken.append(room._folder.budget.reserve(wanted))
+        return made
+
+    monkeypatch.setattr(eviction.FolderRoom, "_evict", evict_and_lose)
+    async with (
+        make_cache(max_bytes=MAX) as cache,
+        cache.open(pinned, read_ahead=False) as s,
+        cache.open(other, read_ahead=False) as t,
+    ):
+        await s.prewarm(0, 20 * BLOCK)
+        assert await t.prewarm(0, PINNED) == PINNED
+    assert True in taken
 
 
 async def test_what_fits_of_a_request_is_kept(make_cache, other):

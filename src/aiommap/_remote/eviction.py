@@ -47,6 +47,8 @@ PATIENCE_SECONDS = 0.2
 LOOK_SECONDS = 0.005
 #: How often ``trim`` waits for another evictor to end.
 TRIM_ATTEMPTS = 50
+#: How often room is made again that others took, who had reserved when it was there.
+EVICT_ATTEMPTS = 8
 #: Two rounds of the clock, and a third that evicts every block that no view covers.
 ROUNDS = 3
 
@@ -145,10 +147,13 @@ class FolderRoom:
             if not self._become_evictor():
                 return budget.reserve_some(length, unit)
             try:
-                if not budget.reserve(length):
-                    self._evict(length)
-                    return budget.reserve_some(length, unit)
-                return length
+                # Others reserve meanwhile, and may take the room that was made.
+                for _ in range(EVICT_ATTEMPTS):
+                    if budget.reserve(length):
+                        return length
+                    if not self._evict(length):
+                        break
+                return budget.reserve_some(length, unit)
             finally:
                 self._evictor.unlock(EVICTOR_BYTE)
 
@@ -210,8 +215,8 @@ class FolderRoom:
             time.sleep(LOOK_SECONDS)
         return True
 
-    def _evict(self, wanted: int) -> None:
-        """Evict blocks until ``wanted`` bytes can be reserved, and some more.
+    def _evict(self, wanted: int) -> bool:
+        """Evict blocks until ``wanted`` bytes, and some more, can be reserved; tell if they can.
 
         If ``wanted`` is 0: until ``max_bytes`` are left.
         """
@@ -225,14 +230,15 @@ class FolderRoom:
         if excess():
             budget.give_back(self._folder.remove_earlier())
         if not excess():
-            return
+            return True
         goal = excess(spare)
         names = self._from_hand(self._folder.names())
         for turn in range(ROUNDS):
             for name in names:
                 goal -= self._sweep(name, goal, force=turn == ROUNDS - 1)
                 if goal <= 0:
-                    return
+                    return True
+        return not excess()
 
     def _from_hand(self, names: list[str]) -> list[str]:
         """Order the objects so that the one at the hand of the clock comes first."""
