@@ -23,6 +23,7 @@ from tests.support.logs import (
     reopened,
     segments,
 )
+from tests.support.scripts import expect_alive
 from tests.support.waiting import until
 
 LARGEST = SEGMENT - 4096 - 56
@@ -425,3 +426,36 @@ async def test_appends_share_commits_by_halves(folder, monkeypatch):
                 group.start_soon(append, task)
         assert log.statistics().batches >= 18  # not 11, as if all twenty shared each
         assert [told[number] for number in range(1, 201)] == await contents(log)
+
+
+CANCELLED = """
+async def main():
+    gc.disable()
+    log = await aiommap.Log.open(os.path.join(path, "log"), flush=aiommap.FlushPolicy.always())
+
+    async def append():
+        data = memoryview(bytearray(5))
+        try:
+            await log.append(data)
+        except BaseException as error:
+            kept = error  # a cycle: the error, its traceback, this frame; the data is a part of it
+            raise
+
+    for _ in range(20):
+        task = asyncio.create_task(append())
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        del task
+        gc.collect()
+    await log.aclose()
+
+run(main)
+print("alive")
+"""
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_collector_finds_the_data_of_a_cancelled_append(tmp_path, loop):
+    """CPython crashes if the collector clears a memoryview of which somebody holds a buffer."""
+    expect_alive(CANCELLED, tmp_path, loop)

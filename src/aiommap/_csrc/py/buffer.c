@@ -129,7 +129,10 @@ static int export_getbuffer(Export *self, Py_buffer *view, int flags)
 static int export_traverse(Export *self, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE((PyObject *)self));
-    Py_VISIT(self->memory.obj);
+    /* The collector may clear a memoryview while we still hold a buffer of it, and our release of
+     * that buffer then crashes CPython. As the collector does not see our reference, it waits. */
+    if (self->memory.obj && !PyMemoryView_Check(self->memory.obj))
+        Py_VISIT(self->memory.obj);
     return 0;
 }
 
