@@ -195,9 +195,15 @@ async def test_failed_flush_latches(mount):
             await receipt.wait_durable()
         assert caught.value.path == str(segments(mount.path)[0])
         assert caught.value.ranges
+        raised = []
         for verb in (log.append(b"x"), log.append_many([b"x"]), log.flush(), log.discard(1)):
-            with pytest.raises(aiommap.FlushError):
+            with pytest.raises(aiommap.FlushError) as again:
                 await verb
+            raised.append(again.value)
+        assert {(error.path, *error.args) for error in raised} == {
+            (caught.value.path, *caught.value.args)
+        }
+        assert len({id(error) for error in raised}) == 4  # one would keep the frames of all callers
         assert not receipt.durable
         assert log.durable == 1
         assert await contents(log) == [b"durable", b"not durable"]

@@ -258,6 +258,45 @@ run(again)
     expect_gated(code, tmp_path, backend)
 
 
+CLOSED = """
+from tests.support.pages import drop_pages, resident_pages
+
+name, new_loop = make(size=512 * PAGE), asyncio.new_event_loop
+if backend == "uvloop":
+    import uvloop
+    new_loop = uvloop.new_event_loop
+kept = []
+
+async def begin():
+    f = await aiommap.open(name, advice=aiommap.Advice.RANDOM)
+    kept.append(f)
+    drop_pages(name)
+    kept.extend(asyncio.create_task(f.read(i * PAGE, PAGE)) for i in range(512))
+    await asyncio.sleep(0)
+
+async def again():
+    async with aiommap.open(name) as f:
+        drop_pages(name)
+        assert await f.read(0, PAGE) == b"o" * PAGE
+
+loop = new_loop()
+loop.run_until_complete(begin())
+loop.close()
+while len(resident_pages(name)) < 200:
+    time.sleep(0.001)
+for _ in range(20):
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(again())
+print("alive")
+"""
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop"])
+def test_loop_is_closed_amid_many_reads(tmp_path, backend):
+    """Loops that come after it take what has landed, and call nothing of the one that is closed."""
+    expect_alive(CLOSED, tmp_path, backend)
+
+
 @every_loop
 def test_program_ends_while_a_read_hangs(tmp_path, backend):
     begin = "group.start_soon(f.read, 0, SIZE)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import AsyncIterator, Iterable
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
@@ -419,8 +420,10 @@ class Log:
             raise anyio.ClosedResourceError(f"{self.folder} is closed: open the log again")
         if self._writer is None or self._appender is None:
             raise self._not_writable(operation)
-        if self._writer.failure is not None:
-            raise self._writer.failure
+        failure = self._writer.failure
+        if failure is not None:
+            # A copy: with each raise the traceback would grow, and keep the frames of all callers.
+            raise copy(failure) from failure.__cause__
         return self._appender
 
     async def aclose(self) -> None:

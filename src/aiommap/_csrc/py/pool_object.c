@@ -95,8 +95,8 @@ static int deliver(Pool *self)
     self->wakes_now = self->landed && can_wake(self);
     if (PyErr_Occurred())
         return -1;
-    /* A task that runs here may fork, and be the child's. */
-    while (self->landed && woken < TASKS_A_TURN && pool_is_usable(self)) {
+    /* A task that runs here may fork, and be the child's. A loop that has ended has no next turn. */
+    while (self->landed && (self->ended || woken < TASKS_A_TURN) && pool_is_usable(self)) {
         struct pool_job *job = self->landed;
         self->landed = job->below;
         woken += job->landed(job);
@@ -135,6 +135,8 @@ static bool tell_empty(Pool *self)
  * then, threads need not tell the loop of what lands. */
 static bool come_again(Pool *self, int woken)
 {
+    if (self->ended)
+        return true;
     bool expected = woken && self->reads >= COLD_READS_FEW;
     if ((self->landed || expected) && !call_drain_soon(self))
         return false;
