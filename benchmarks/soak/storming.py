@@ -129,7 +129,7 @@ async def resizes(scene: Scene) -> None:
     async with scene.hub.open(path, "w+", size=room, capacity=room, flush=policy) as f:
         await f.write(0, ALL)
         if "made-up" in scene.sabotage:
-            await f.write(PAGE, bytes(PAGE))
+            await f.write(0, bytes(KEPT * PAGE))  # a busy machine reads too few pages to meet one
 
         async def change() -> None:
             size = scene.rng.randrange(KEPT * PAGE, room)
