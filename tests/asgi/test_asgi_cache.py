@@ -57,7 +57,7 @@ class TestCache:
             (file,) = hub.files
             before = file.statistics()
             tries = 1
-            while await called_by_request() > 1 and tries < 20:
+            while await called_by_request() > 1 and tries < 500:
                 tries += 1  # it was split, because the loop had been busy for too long
                 await checkpoint()
                 before = file.statistics()
