@@ -14,6 +14,7 @@ import pytest
 from tests.support.fault_proxy import nothing
 from tests.support.internals import CACHE_MARKER, beside, budget
 from tests.support.objects import BLOCK, DATA, BegunObjects, Objects
+from tests.support.remote import asked
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.anyio
@@ -22,11 +23,6 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 def objects():
     return BegunObjects(DATA)
-
-
-def asked(cache):
-    found = cache.statistics()
-    return found.gets, found.heads
 
 
 def lock_folder(folder):

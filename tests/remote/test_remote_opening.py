@@ -11,7 +11,7 @@ from aiommap.remote import ObstoreSource, RemoteCache, RemoteError
 from tests.support.fault_proxy import Fault, always, cut, etag, nothing, once
 from tests.support.internals import CACHE_MARKER, forget_address
 from tests.support.objects import BLOCK, DATA, BegunObjects, Objects
-from tests.support.remote import content, opened, outcomes, read_all
+from tests.support.remote import asked, content, opened, outcomes, read_all
 
 pytestmark = pytest.mark.anyio
 
@@ -19,11 +19,6 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 def objects():
     return BegunObjects(DATA)
-
-
-def asked(cache):
-    found = cache.statistics()
-    return found.gets, found.heads
 
 
 async def test_first_block_comes_with_the_state(make_cache, objects):

@@ -47,3 +47,9 @@ async def outcomes(snapshot, expected, errors, step=3 * BLOCK + 7):
             assert data == expected[start : start + length], start
             found.append(None)
     return found
+
+
+def asked(cache):
+    """Return how many GETs and HEADs a cache has sent."""
+    found = cache.statistics()
+    return found.gets, found.heads
