@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+
 import anyio
 import anyio.lowlevel
 import pytest
@@ -139,6 +141,21 @@ async def test_read_into_refuses_read_only_buffers(path):
     async with aiommap.open(path) as f:
         with pytest.raises(TypeError, match="read-only buffer"):
             await f.read_into(0, b"fixed")
+
+
+async def test_copies_are_exact_wherever_they_land_in_a_page(path):
+    """A copy to memory a little further into its page than its source is done in pieces."""
+    raw = memoryview(mmap.mmap(-1, SIZE + 2 * PAGE))
+    expected = path.read_bytes()
+    async with aiommap.open(path, "r+") as f:
+        await f.prewarm()
+        for into in (0, 1, 16, 31, 32, PAGE - 16):
+            for length in (2047, 2048, 2049, PAGE, 3 * PAGE + 1, SIZE - 5):
+                raw[:] = b"." * len(raw)
+                await f.read_into(5, raw[5 + into : 5 + into + length])
+                assert raw[5 + into : 5 + into + length] == expected[5 : 5 + length]
+                assert raw[: 5 + into].tobytes().strip(b".") == b""
+                assert raw[5 + into + length :].tobytes().strip(b".") == b""
 
 
 async def test_write_to_a_read_only_file(path):

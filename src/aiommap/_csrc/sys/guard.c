@@ -318,6 +318,19 @@ static bool let_through(sigset_t *before)
     return true;
 }
 
+/* memcpy, but in pieces that the C library does not copy by `rep movsb` where that is slow: Zen 3 and
+ * 4 take nine times as long if the destination lies a little further into its page than the source
+ * (glibc's bug 30994). All memory that malloc maps begins 16 bytes into a page. */
+static __attribute__((noinline)) void copy_bytes(char *dst, const char *src, size_t n)
+{
+    enum { SLOW_BELOW = 32, PIECE = 2048 };
+    size_t further = (size_t)((uintptr_t)dst - (uintptr_t)src) % page_size();
+    if (further > 0 && further < SLOW_BELOW)
+        for (; n > PIECE; dst += PIECE, src += PIECE, n -= PIECE)
+            memcpy(dst, src, PIECE);
+    memcpy(dst, src, n);
+}
+
 /* The guarded region itself (guard.1). Returns false when it faulted. Kept out of line so that no
  * local of a caller lives across the second return of sigsetjmp. */
 static __attribute__((noinline)) bool copy_armed(void *dst, const void *src, size_t n,
@@ -336,7 +349,7 @@ static __attribute__((noinline)) bool copy_armed(void *dst, const void *src, siz
      * then the handler jumps back. The fences keep the copy between arming and disarming, as the
      * handler sees them. */
     __atomic_signal_fence(__ATOMIC_SEQ_CST);
-    memcpy(dst, src, n);
+    copy_bytes(dst, src, n);
     __atomic_signal_fence(__ATOMIC_SEQ_CST);
     jump.landing = NULL;
     return true;
