@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
 
 import anyio
 import anyio.to_thread
@@ -19,11 +17,12 @@ from tests.support.logs import (
     WRITER,
     flip,
     places,
+    script,
     segment_path,
     up_to_damage,
     without_control,
 )
-from tests.support.tracing import missing
+from tests.support.tracing import missing, run_traced
 
 pytestmark = [
     pytest.mark.anyio,
@@ -54,20 +53,26 @@ async def killed(folder, code, call, when, *arguments):
 
     The signal comes at the entry: the call itself does not happen, and the one before it has.
     """
-    inject = ["-e", f"inject={call}:signal=KILL:when={when}"]
+    inject = [
+        "-o",
+        os.devnull,
+        "-e",
+        f"trace={call}",
+        "-e",
+        f"inject={call}:signal=KILL:when={when}",
+    ]
     if call in NAMED_CALLS:
         names = ("", "control", *(segment_path(folder, base).name for base in (1, 21, 41)))
         inject += [option for name in names for option in ("-P", folder / name)]
-    traced = [*("strace", "-f", "-qq", "-o", os.devnull), *inject]
     done = await anyio.to_thread.run_sync(
-        lambda: subprocess.run(
-            [*(traced if call else []), sys.executable, "-c", code, folder, *arguments],
-            capture_output=True,
-            timeout=60,
-        )
+        lambda: run_traced(code, folder, *arguments, options=inject)
     )
-    assert done.returncode in (0, -signal.SIGKILL, 137), done.stderr
-    return done.returncode != 0, [int(line) for line in done.stdout.split()]
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    return done.returncode != 0, numbers_of(done)
+
+
+def numbers_of(done):
+    return [int(line) for line in done.stdout.split()]
 
 
 @pytest.mark.parametrize("call", CALLS + NAMED_CALLS)
@@ -81,8 +86,8 @@ async def test_kill_at_system_calls(folder, call, policy):
         if folder.exists():
             for mode in ("r", "r", "a"):
                 await look(folder, mode, [0, *said])
-        _, more = await killed(folder, WRITER, None, 0, policy, "1")
-        await look(folder, "r", said + more)
+        done = await anyio.to_thread.run_sync(lambda: script(WRITER, folder, policy, "1"))
+        await look(folder, "r", said + numbers_of(done))
         if not died:
             break  # the script makes no more such calls
     assert deaths > 0

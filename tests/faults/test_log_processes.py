@@ -24,7 +24,7 @@ from tests.support.logs import (
     segments,
     without_control,
 )
-from tests.support.tracing import missing
+from tests.support.tracing import missing, run_traced
 
 pytestmark = pytest.mark.anyio
 
@@ -364,14 +364,10 @@ async def test_no_system_call_for_each_record(folder, tmp_path, verb):
     async with Log.open(folder) as log:
         await log.append_many([bytes(100)] * 20000)
     trace = tmp_path / "trace"
-    await anyio.to_thread.run_sync(
-        lambda: subprocess.run(
-            ["strace", "-f", "-qq", "-o", trace, sys.executable, "-c", COUNTED, folder, verb],
-            check=True,
-            capture_output=True,
-            timeout=50,
-        )
+    done = await anyio.to_thread.run_sync(
+        lambda: run_traced(COUNTED, folder, verb, options=["-o", trace])
     )
+    assert done.returncode == 0, done.stderr
     lines = trace.read_text().splitlines()
     begin = next(i for i, line in enumerate(lines) if '"begin"' in line)
     end = next(i for i, line in enumerate(lines) if '"end"' in line)

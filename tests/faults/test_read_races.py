@@ -8,12 +8,9 @@ the copy.
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
-from tests.support.tracing import missing
+from tests.support.tracing import missing, run_traced
 
 SCRIPT = """
 import sys, anyio, aiommap
@@ -47,12 +44,15 @@ def test_read_cut_off_while_copied_is_a_fault(tmp_path, options, way, length):
         pytest.skip(lacking)
     path = tmp_path / "file"
     path.write_bytes(b"x" * 16 * 4096)
-    strace = ["strace", "-f", "-o", tmp_path / "log", "-P", path, "-e", "trace=lseek"]
-    command = [sys.executable, "-c", SCRIPT, path, repr(options), way, str(length)]
-    done = subprocess.run(
-        [*strace, "-e", "inject=lseek:retval=100", *command],
-        capture_output=True,
-        text=True,
-        timeout=50,
-    )
+    fake = [
+        "-o",
+        tmp_path / "log",
+        "-P",
+        path,
+        "-e",
+        "trace=lseek",
+        "-e",
+        "inject=lseek:retval=100",
+    ]
+    done = run_traced(SCRIPT, path, repr(options), way, length, options=fake)
     assert done.stdout.splitlines() == ["True", "fault 50"], done.stderr

@@ -7,13 +7,11 @@ promise, and none twice.
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from functools import partial
 
 import pytest
 
-from tests.support.tracing import missing, trace
+from tests.support.tracing import missing, run_traced, trace
 
 pytestmark = pytest.mark.slow
 
@@ -410,7 +408,6 @@ anyio.run(main)
 def test_calls_go_on_after_a_signal(strace, path, call):
     """A FUSE server learns of the signal, and may answer EINTR."""
     inject = f"inject={call}:error=EINTR:when=1"
-    options = ["-f", "-o", os.devnull, "-e", f"trace={call}", "-e", inject]
-    command = ["strace", *options, sys.executable, "-c", INTERRUPTED, path]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=50)
+    options = ["-o", os.devnull, "-e", f"trace={call}", "-e", inject]
+    done = run_traced(INTERRUPTED, path, options=options)
     assert done.returncode == 0, done.stderr

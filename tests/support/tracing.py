@@ -11,10 +11,11 @@ import re
 import shutil
 import subprocess
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import aiommap
-from tests.support.strict import PYTHON
+from tests.support.fork_server import run_code
 
 #: Every call that makes bytes durable or begins to, and every call that stores bytes.
 SYNCS = ("fsync", "fdatasync", "msync", "sync_file_range", "sync", "syncfs")
@@ -65,18 +66,49 @@ def missing() -> str | None:
     return f"ptrace(2) is not permitted: {tried.stderr.strip()}" if tried.returncode else None
 
 
+#: Runs a script in a child of its own, once strace traces that.
+SUPERVISOR = """
+import ctypes, os, signal, subprocess, sys, time
+code, options = sys.argv[1], sys.argv[2].split(chr(10))
+del sys.argv[1:3]
+parent = os.getpid()
+child = os.fork()
+if child:
+    strace = subprocess.Popen(["strace", "-f", *options, "-p", str(child)])
+    if strace.wait():
+        os.kill(child, signal.SIGKILL)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status < 0:
+        os.kill(parent, -status)
+    os._exit(status)
+prctl = ctypes.CDLL(None).prctl
+prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+prctl(0x59616D61, ctypes.c_ulong(-1))  # PR_SET_PTRACER: strace is no ancestor
+with open("/proc/self/status") as about:
+    while "TracerPid:\t0" in about.read() and os.getppid() == parent:
+        time.sleep(0.001)
+        about.seek(0)
+exec(code, {"__name__": "__main__"})
+"""
+
+
+def run_traced(
+    code: str, *arguments: object, options: Sequence[object], timeout: float = 50
+) -> subprocess.CompletedProcess[str]:
+    """Run a script as ``run_code`` does, under strace with some options from its first line on."""
+    lines = "\n".join(["-qq", *map(str, options)])
+    return run_code(SUPERVISOR, code, lines, *arguments, timeout=timeout)
+
+
 def trace(body: str, path: Path, log: Path) -> dict[str, list[str]]:
     """Run the body of a coroutine under strace; return the syncs of each phase, in order.
 
     A phase begins at ``mark(phase, f)``, and its offsets are those of the file given there.
     """
     script = SCRIPT.format(body=textwrap.indent(textwrap.dedent(body), "    "))
-    options = ["-f", "-y", "-s", "200", "-e", f"trace={TRACED}", "-e", "signal=none", "-o", log]
-    subprocess.run(
-        ["strace", *options, *PYTHON, "-c", script, path],
-        check=True,
-        timeout=50,
-    )
+    options = ["-y", "-s", "200", "-e", f"trace={TRACED}", "-e", "signal=none", "-o", log]
+    done = run_traced(script, path, options=options)
+    assert done.returncode == 0, done.stderr
     return _phases(log.read_text(), path)
 
 
