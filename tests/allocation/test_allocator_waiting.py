@@ -51,7 +51,7 @@ class Queue:
         self.ended[name].set()
 
     async def end_of(self, name):
-        with anyio.fail_after(10):  # a forgotten task then fails the test instead of hanging it
+        with anyio.fail_after(100):  # a forgotten task then fails the test instead of hanging it
             await self.ended[name].wait()
 
     async def place(self, name):
@@ -110,7 +110,7 @@ async def test_free_serves_all_that_fit(alloc):
 async def test_acquire_too_large_fails_at_once(alloc, length):
     alloc.allocate(100)
     with (
-        anyio.fail_after(10),
+        anyio.fail_after(100),
         pytest.raises(aiommap.OutOfBoundsError, match=f"no room for {length} bytes") as caught,
     ):
         await alloc.acquire(length)

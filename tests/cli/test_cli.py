@@ -67,7 +67,7 @@ def command(*arguments: str | Path) -> list[str]:
 def spawn(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own, with pipes for its output."""
     return subprocess.run(
-        command(*arguments), capture_output=True, text=True, timeout=60, check=False, **options
+        command(*arguments), capture_output=True, text=True, timeout=150, check=False, **options
     )
 
 

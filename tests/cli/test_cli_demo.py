@@ -150,7 +150,7 @@ class TestDemo:
                 if "durable when" in line:
                     break
             process.send_signal(number)
-            _, errors = process.communicate(timeout=30)
+            _, errors = process.communicate(timeout=100)
         assert (process.returncode, errors) == (130, "aiommap: interrupted\n")
         assert list(tmp_path.iterdir()) == []
 

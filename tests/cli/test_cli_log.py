@@ -106,7 +106,7 @@ def test_tail(folder):
         anyio.run(make, folder, b"new")
         assert process.stdout.readline() == "new\n"
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(100) == 0
 
 
 @pytest.mark.parametrize("verb", ["cat", "tail"])

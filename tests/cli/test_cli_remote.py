@@ -174,7 +174,7 @@ def test_watch_of_urls(tmp_path):
                 assert (told["kind"], told["path"]) == (kind, url)
                 assert process.stderr.readline() == f"{kind}\n"
             process.send_signal(signal.SIGTERM)
-            assert process.wait(20) == 0
+            assert process.wait(100) == 0
             killer.cancel()
     finally:
         server.stop()

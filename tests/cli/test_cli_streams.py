@@ -21,6 +21,6 @@ def test_closed_streams_take_writes(path, arguments, closed):
     for name, code in ((path, 0), (missing, 1)):
         command = [sys.executable, "-m", "aiommap", *arguments, name]
         line = ["/bin/sh", "-c", f'"$@" {closed}', "sh", *command]
-        result = subprocess.run(line, capture_output=True, check=False, text=True, timeout=60)
+        result = subprocess.run(line, capture_output=True, check=False, text=True, timeout=150)
         assert result.returncode == code, result.stderr
         assert "Traceback" not in result.stderr

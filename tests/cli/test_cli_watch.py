@@ -40,7 +40,7 @@ class Watching:
     def stop(self, number=signal.SIGINT):
         """Send a signal; return the code and the rest of both outputs."""
         self.process.send_signal(number)
-        out, err = self.process.communicate(timeout=20)
+        out, err = self.process.communicate(timeout=100)
         return self.process.returncode, out.decode(), err.decode()
 
 
@@ -61,7 +61,7 @@ def watch():
 
 def wait_for(condition):
     """Wait until another process has made a condition true."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 100
     while not condition():
         assert time.monotonic() < deadline, "it never came about"
         time.sleep(0.005)
@@ -139,7 +139,7 @@ def test_reader_that_left_ends_it(watch, tmp_path):
     watching.line()
     watching.process.stdout.close()
     path.touch()
-    assert watching.process.wait(20) == 141
+    assert watching.process.wait(100) == 141
     assert watching.process.stderr.read() == b""
     watching.process.stderr.close()
 
@@ -250,7 +250,7 @@ def is_running(process):
 
 def test_folder_is_refused_with_advice(watch, tmp_path):
     watching = watch(tmp_path)
-    out, err = watching.process.communicate(timeout=20)
+    out, err = watching.process.communicate(timeout=100)
     assert (watching.process.returncode, out) == (2, b"")
     assert err.decode() == (
         f"aiommap: {tmp_path} is a folder, of which changes of files do not show: name the files "

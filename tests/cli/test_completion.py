@@ -52,7 +52,7 @@ def answers(shell, words, folder, capsys):
         env={**os.environ, "HOME": str(folder)},
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=150,
     )
     return {line.rstrip("/") for line in done.stdout.splitlines() if line}
 
@@ -70,7 +70,7 @@ def test_zsh_accepts_the_script(tmp_path, capsys):
     script = capsys.readouterr().out
     assert script.startswith("#compdef aiommap\n")
     (tmp_path / "_aiommap").write_text(script)
-    subprocess.run(["zsh", "-n", str(tmp_path / "_aiommap")], check=True, timeout=50)
+    subprocess.run(["zsh", "-n", str(tmp_path / "_aiommap")], check=True, timeout=150)
 
 
 @pytest.mark.parametrize("shell", SHELLS)

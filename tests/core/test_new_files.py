@@ -100,7 +100,7 @@ def opened_then_cancelled(monkeypatch):
     def gated(mapping, found, options):
         make(mapping, found, options)
         made.set()
-        go_on.wait(20)
+        go_on.wait(100)
 
     monkeypatch.setattr(opening, "_make_content", gated)
 

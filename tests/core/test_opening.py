@@ -267,7 +267,7 @@ async def test_verbs_skip_the_applications_threads(path):
         for _ in range(40):
             group.start_soon(anyio.to_thread.run_sync, release.wait)
         await anyio.sleep(0)
-        with anyio.fail_after(20):
+        with anyio.fail_after(100):
             await f.prewarm()
             await f.write(0, b"x" * 16 * PAGE)
             await f.flush()
@@ -305,7 +305,7 @@ async def test_write_cancelled_lands_whole_or_never(path, monkeypatch):
 
     def gated(self, writes):
         begun.set()
-        gate.wait(20)
+        gate.wait(100)
         return apply(self, writes)
 
     monkeypatch.setattr(Writer, "_apply", gated)

@@ -98,7 +98,7 @@ def test_replace_hundreds_of_times(server):
         swapped = asyncio.Event()
         limits = httpx.Limits(max_connections=CLIENTS)
         async with (
-            asyncio.timeout(50),
+            asyncio.timeout(150),
             httpx.AsyncClient(base_url=server.url, limits=limits) as client,
             asyncio.TaskGroup() as group,
         ):

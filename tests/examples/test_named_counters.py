@@ -18,7 +18,7 @@ pytestmark = pytest.mark.anyio
 def test_counters_of_all_workers(tmp_path):
     command = [sys.executable, str(SCRIPT), str(tmp_path / "counters"), "--workers", "3"]
     done = subprocess.run(
-        [*command, "--rounds", "2000"], capture_output=True, text=True, timeout=50, check=False
+        [*command, "--rounds", "2000"], capture_output=True, text=True, timeout=150, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [

@@ -16,7 +16,7 @@ WORDS = {f"word-{number:05}": number for number in range(20_000)}
 
 def run(*arguments, **options):
     command = [sys.executable, SCRIPT, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=50, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=150, **options)
 
 
 def gets(done):
@@ -69,6 +69,6 @@ def test_follow_over_http(tmp_path):
                 while (answer := ask("word-00012")) != f"word-00012 {12 + version}\n":
                     assert answer == f"word-00012 {11 + version}\n"
             process.stdin.close()
-            assert process.wait(20) == 0
+            assert process.wait(100) == 0
     finally:
         server.stop()

@@ -19,7 +19,7 @@ def test_count_requests_of_all_workers(tmp_path):
         [*command, "--workers", "3", "--requests", "2000"],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=150,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [

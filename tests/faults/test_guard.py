@@ -270,7 +270,7 @@ def test_background_flush_of_poisoned_file(tmp_path, backend):
             memory = f.view().memory
             os.truncate(name, PAGE)
             memory[3 * PAGE] = 1
-            with anyio.fail_after(20):
+            with anyio.fail_after(100):
                 await event.wait()
             flushes = f.statistics().flushes
             await anyio.sleep(0.05)  # fifty intervals

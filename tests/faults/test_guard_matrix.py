@@ -49,7 +49,7 @@ def results(folder, fault, backend):
         [*PYTHON, MATRIX, folder, fault, backend],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=150,
     )
     results = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 0, f"after {results[-1:]}: {done.stderr}"

@@ -106,6 +106,5 @@ def test_race_with_truncation(tmp_path, backend):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(90)
 def test_race_with_truncation_long(tmp_path, backend):
     expect_alive(RACE, tmp_path, backend, seconds=10.0)

@@ -56,7 +56,7 @@ def test_interrupt_ends_a_wait_for_a_server(tmp_path, backend, verb):
                         process.wait(0.3)
                     except subprocess.TimeoutExpired:
                         process.send_signal(signal.SIGINT)
-                process.wait(10)
+                process.wait(100)
                 assert "KeyboardInterrupt" in process.stderr.read()
             finally:
                 process.kill()

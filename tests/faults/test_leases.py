@@ -94,7 +94,7 @@ async def test_open_under_a_lease(path, opener):
         async with opener(path) as opened:
             found.append(await first_bytes(opened))
 
-    with anyio.fail_after(40), leased(path) as holder:
+    with anyio.fail_after(100), leased(path) as holder:
         async with anyio.create_task_group() as group:
             group.start_soon(open_it)
             await holder.asked()
@@ -105,7 +105,7 @@ async def test_open_under_a_lease(path, opener):
 
 async def test_overwrite_under_a_lease(path):
     old = path.read_bytes()
-    with anyio.fail_after(40), leased(path) as holder:
+    with anyio.fail_after(100), leased(path) as holder:
         with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as group:
                 group.start_soon(aiommap.open(path, "w+", size=1).__aenter__)
@@ -120,7 +120,7 @@ async def test_other_files_open_meanwhile(tmp_path, path):
     """Openings that wait hold neither the queue nor a worker, whether they go on or give up."""
     other = tmp_path / "other"
     other.write_bytes(b"bytes")
-    with anyio.fail_after(40), leased(path) as holder:
+    with anyio.fail_after(100), leased(path) as holder:
         async with aiommap.Hub() as hub, anyio.create_task_group() as group:
             for _ in range(20):
                 group.start_soon(hub.open(path).__aenter__)
@@ -143,7 +143,7 @@ async def test_hub_ends_while_an_open_waits(path):
         except anyio.ClosedResourceError as error:
             errors.append(error)
 
-    with anyio.fail_after(40), leased(path) as holder:
+    with anyio.fail_after(100), leased(path) as holder:
         async with anyio.create_task_group() as group, aiommap.Hub() as hub:
             group.start_soon(open_it, hub)
             await holder.asked()
@@ -155,7 +155,7 @@ async def test_follow_of_a_leased_file_that_comes(tmp_path, path):
     new = tmp_path / "new"
     new.write_bytes(b"new!")
     failures = []
-    with anyio.fail_after(40):
+    with anyio.fail_after(100):
         async with aiommap.follow(path, on_error=failures.append) as live:
             with leased(new) as holder:
                 os.replace(new, path)

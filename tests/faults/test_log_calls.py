@@ -196,7 +196,7 @@ CLOCKS = ("jumps", "stands")
 def test_all_a_log_does(tmp_path, fault):
     """The program sees no error, and the log has exactly the records that were appended."""
     environment = preloaded(compile_shim(tmp_path, CALLS)) | {"FAULT": fault}
-    done = run_code(ALL, tmp_path / "log", "asyncio", environment=environment, timeout=50)
+    done = run_code(ALL, tmp_path / "log", "asyncio", environment=environment, timeout=150)
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
     assert int(done.stderr.rpartition("faults: ")[2]) >= (1 if fault in CLOCKS else 100)
     numbers = [sequence for sequence, _, _ in pure_records(tmp_path / "log")]
@@ -241,7 +241,7 @@ def test_no_room_for_a_name(tmp_path, nth):
     """The opening or the append at the roll fails, and the next one does not."""
     environment = preloaded(compile_shim(tmp_path, CALLS)) | {"FAULT": "full", "NTH": str(nth)}
     code = FULL.replace("refused == 1", "True") if nth == 1 else FULL
-    done = run_code(code, tmp_path / "log", environment=environment, timeout=50)
+    done = run_code(code, tmp_path / "log", environment=environment, timeout=150)
     assert (done.returncode, done.stdout) == (0, "refused\ndone\n" if nth == 1 else "done\n"), (
         done.stderr
     )

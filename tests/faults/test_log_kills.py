@@ -27,7 +27,6 @@ from tests.support.tracing import missing, run_traced
 pytestmark = [
     pytest.mark.anyio,
     pytest.mark.slow,
-    pytest.mark.timeout(180),
     pytest.mark.skipif(missing() is not None, reason=str(missing())),
 ]
 

@@ -148,7 +148,7 @@ asyncio.run(main())
 def test_exit_for_want_of(path, want):
     """glibc ends a thread with the help of a library, which cannot be loaded at the limit."""
     command = [*PYTHON, "-c", EXIT, str(path), want]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
     assert (done.returncode, done.stderr) == (7, "")
 
 

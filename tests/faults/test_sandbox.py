@@ -113,7 +113,7 @@ async def follow():
         assert await live.current.read_exact(0, 5) == b"small"
 
 async def watch(f):
-    with anyio.fail_after(20):
+    with anyio.fail_after(100):
         async with f.watch(poll_interval=0.05) as changes:
             os.utime(path)
             async for change in changes:

@@ -95,7 +95,7 @@ def test_processes_share_one_file(tmp_path, method, backend):
     script = tmp_path / "script.py"
     script.write_text(PROCESSES)
     command = [sys.executable, str(script), str(tmp_path / "file"), method, backend]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=55, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
     assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
 
 

@@ -81,7 +81,6 @@ def verbs_that_read():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)  # making mappings up to the limit takes half a minute on an idle machine
 @pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
 @pytest.mark.parametrize("want", WANTS)
 def test_every_verb_in_want_works_or_tells(folder, want, backend):

@@ -232,7 +232,7 @@ def held(path: Path) -> list[str]:
 async def works(f: aiommap.MappedFile, mode: str) -> str | None:
     """Use the file after the want, and close it; return what went wrong."""
     try:
-        with anyio.fail_after(20):
+        with anyio.fail_after(100):
             if (await f.read(0, SIZE // 2))[:8] != OLD:
                 return "read other bytes"
             if mode != "r":
@@ -271,7 +271,7 @@ async def run(folder: Path, want: str, name: str) -> dict[str, object]:
     relieve = WANTS[want](path)
     error = None
     try:
-        with anyio.fail_after(20):
+        with anyio.fail_after(100):
             result = await (meanwhile if waits else done)(f, name, relieve)
         if isinstance(result, list):
             result = result[0]

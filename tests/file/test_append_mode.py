@@ -220,7 +220,7 @@ def test_append_mode_beside_other_processes(tmp_path):
             ]
             for process in processes:
                 process.start()
-            told = dict(results.get(timeout=40) for _ in processes)
+            told = dict(results.get(timeout=100) for _ in processes)
             for process in processes:
                 process.join()
                 assert process.exitcode == 0

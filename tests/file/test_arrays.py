@@ -218,7 +218,7 @@ async def test_array_without_numpy_is_refused(path, opener, monkeypatch):
 
 def test_array_does_not_load_numpy(path):
     code = "import sys, aiommap, aiommap._file.arrays; assert 'numpy' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=50)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=150)
 
 
 # The life of arrays.

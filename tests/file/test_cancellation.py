@@ -153,7 +153,7 @@ class Gate:
 
         def held():
             self.begun.set()
-            assert self._open.wait(20), "the test never opened the gate"
+            assert self._open.wait(100), "the test never opened the gate"
             return function()
 
         return held
@@ -467,7 +467,7 @@ async def test_hub_cancelled_waits_for_every_file(path, way, monkeypatch):
     def held(self, requests):
         begun, leave = gates[core_of(self).path]
         begun.set()
-        assert leave.wait(20), "the test never opened the gate"
+        assert leave.wait(100), "the test never opened the gate"
         return flushing(self, requests)
 
     monkeypatch.setattr(Writeback, "_flush", held)

@@ -371,7 +371,7 @@ def test_memory_shared_with_another_process(tmp_path):
             async with aiommap.open_memory(PAGE, seal=True) as f:
                 await f.write(8, b"hello")
                 socket.send_fds(ours, [b"x"], [f.fileno()])
-                with anyio.fail_after(30):
+                with anyio.fail_after(100):
                     assert await f.atomic_u32(0).wait(0) == 1
                 assert await f.read(16, 6) == b"answer"
             assert os.waitpid(number, 0)[1] == 0

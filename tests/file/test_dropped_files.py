@@ -149,7 +149,7 @@ for policy in POLICIES:
         run(policy)
     tasks.clear()
     kept.clear()
-    deadline = time.monotonic() + 20  # threads that are being told to end take a moment
+    deadline = time.monotonic() + 100  # threads that are being told to end take a moment
     while True:
         gc.collect()
         left = held()
@@ -161,8 +161,6 @@ for policy in POLICIES:
 print("done")
 """
 
-# Each test runs six policies in a new interpreter, and the machine may be busy.
-pytestmark = pytest.mark.timeout(200)
 LOOPS = ["asyncio", "uvloop", "trio", "asyncio closed", "uvloop closed"]
 WAYS = [
     "nothing",

@@ -134,7 +134,7 @@ def opened():
     return links.count(name)
 
 async def until(condition):
-    with anyio.fail_after(20):
+    with anyio.fail_after(100):
         while not condition():
             await anyio.sleep(0)
 
@@ -243,7 +243,7 @@ async def again():
     await read_other()
     assert opened() == 1
     gate.gate_open()
-    with anyio.fail_after(20):
+    with anyio.fail_after(100):
         while opened():
             await read_other()
 

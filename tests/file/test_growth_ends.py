@@ -32,7 +32,7 @@ def slow_growth(monkeypatch):
 
         def wait(*_):
             begun.set()
-            assert ended.wait(20)
+            assert ended.wait(100)
 
         monkeypatch.setattr(_opening, "allocation_checks", [wait])
         return begun, ended

@@ -207,7 +207,7 @@ async def test_reopen_of_a_created_file(tmp_path):
 
 async def test_reopen_keeps_subscriptions(path):
     async with aiommap.open(path) as f, f.watch() as changes:
-        with anyio.fail_after(20):
+        with anyio.fail_after(100):
             for _ in range(3):
                 put_another(path)
                 assert (await anext(changes)).kind is ChangeKind.REPLACED
@@ -221,7 +221,7 @@ async def test_reopen_keeps_subscriptions(path):
 
 async def test_reopen_does_not_report_own_writes(path):
     async with aiommap.open(path, "r+") as f, f.watch(poll_interval=0.002) as changes:
-        with anyio.fail_after(20):
+        with anyio.fail_after(100):
             put_another(path)
             assert (await anext(changes)).kind is ChangeKind.REPLACED
             await f.reopen()

@@ -210,7 +210,7 @@ async def test_flush_behind_a_failed_background_is_not_tried(f):
 
     def due():  # called while the background flush has the turn
         begun.set()
-        return go_on.wait(20)
+        return go_on.wait(100)
 
     async def expect_failure():
         with pytest.raises(aiommap.FlushError):
@@ -334,7 +334,7 @@ def test_flush_without_access_to_the_path(path, removed, told):
         first = process.stdout.readline()
         if removed:
             path.unlink()
-        rest, errors = process.communicate("\n", timeout=50)
+        rest, errors = process.communicate("\n", timeout=150)
     assert (first, rest) == ("True\n", f"{told}\n"), errors
 
 

@@ -23,7 +23,7 @@ from aiommap import FlushPolicy, Log
 ALWAYS = FlushPolicy.always()
 
 async def until(condition):
-    with anyio.fail_after(20):
+    with anyio.fail_after(100):
         while not condition():
             await anyio.sleep(0)
 
@@ -340,7 +340,7 @@ loop = asyncio.new_event_loop()
 loop.run_until_complete(begin())
 assert f._open.core.mapping.dirty_bytes() == PAGE
 gate.gate_open()
-deadline = time.monotonic() + 20
+deadline = time.monotonic() + 100
 while f._open.core.mapping.dirty_bytes() or f._open.flusher.writeback.busy:
     assert time.monotonic() < deadline
     time.sleep(0.001)

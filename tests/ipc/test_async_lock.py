@@ -84,7 +84,7 @@ async def test_lock_tells_of_a_dead_holder(f, path, what):
             group.start_soon(enter)
             await anyio.wait_all_tasks_blocked()
             process.send_signal(signal.SIGKILL)
-            with anyio.fail_after(10):
+            with anyio.fail_after(100):
                 while not found:
                     await anyio.sleep(0.001)
         assert found == [True]
@@ -134,13 +134,13 @@ async def test_lock_again_in_one_task_is_told(f, path):
         ranges = [partial(file.file_lock, 66, 1) for file in (f, other)]
         async with lock:
             for attempt in again:
-                with anyio.fail_after(10):
+                with anyio.fail_after(100):
                     with pytest.raises(RuntimeError, match=r"bytes \[64, 72\) .* not reentrant"):
                         await attempt.acquire()
                     with pytest.raises(TimeoutError, match=r"after 0 seconds: .* this very task"):
                         await attempt.acquire(0)
             for attempt in ranges:
-                with anyio.fail_after(10), pytest.raises(RuntimeError, match="not reentrant"):
+                with anyio.fail_after(100), pytest.raises(RuntimeError, match="not reentrant"):
                     async with attempt():
                         raise AssertionError
             assert lock.locked
@@ -152,7 +152,7 @@ async def test_lock_again_in_one_task_is_told(f, path):
 
 async def test_lock_shared_then_exclusive_in_one_task(f):
     async with f.file_lock(0, 4, shared=True), f.file_lock(2, 4, shared=True):
-        with anyio.fail_after(10), pytest.raises(RuntimeError, match="not reentrant"):
+        with anyio.fail_after(100), pytest.raises(RuntimeError, match="not reentrant"):
             async with f.file_lock(3, 1):
                 raise AssertionError
 
@@ -189,7 +189,7 @@ async def move_on(f, path):
     other.write_bytes(bytes(PAGE))
     os.replace(other, path)
     await f.reopen(discard=True)
-    with anyio.fail_after(10):
+    with anyio.fail_after(100):
         while not old.mapping.closed:
             await anyio.sleep(0.001)
 

@@ -203,19 +203,19 @@ async def test_change_counts_for_the_policy(zeros):
             word.fetch_add(1)
         assert f.statistics().flushes == 0
         word.fetch_add(1)
-        with anyio.fail_after(10):
+        with anyio.fail_after(100):
             while not f.statistics().flushes:
                 await anyio.sleep(0.001)
     async with aiommap.open(zeros, "r+", flush=FlushPolicy.every_bytes(800)) as f:
         array = f.atomic_u64_array(0, 512)
         for index in range(100):
             array.store(index, index)
-        with anyio.fail_after(10):
+        with anyio.fail_after(100):
             while not f.statistics().flushes:
                 await anyio.sleep(0.001)
     async with aiommap.open(zeros, "r+", flush=FlushPolicy.every_interval(0.01)) as f:
         f.atomic_u32(0).fetch_add(1)
-        with anyio.fail_after(10):
+        with anyio.fail_after(100):
             while not f.statistics().flushes:
                 await anyio.sleep(0.001)
 
@@ -231,7 +231,7 @@ async def test_change_in_another_thread_counts(zeros):
         threads = [threading.Thread(target=work) for _ in range(3)]
         for thread in threads:
             thread.start()
-        with anyio.fail_after(10):
+        with anyio.fail_after(100):
             while not f.statistics().flushes:
                 await anyio.sleep(0.001)
         for thread in threads:
@@ -372,6 +372,5 @@ def test_count_in_processes(zeros):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
 def test_count_in_eight_processes(zeros):
     assert count(zeros, 8, 1_000_000) == (8_000_000, 8000)

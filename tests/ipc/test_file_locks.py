@@ -92,7 +92,7 @@ async def test_lock_waits_for_another_process(f, stranger):
                 raise AssertionError
         assert not entered.is_set()
         stranger.unlock(0, 10)
-        with anyio.fail_after(10):
+        with anyio.fail_after(100):
             await entered.wait()
     assert stranger.free(0, 20) == [*range(20)]
 
@@ -190,7 +190,7 @@ async def test_close_unlocks_and_ends_waits(path, stranger):
             group.start_soon(enter, 0)
             group.start_soon(enter, 98)
             await anyio.wait_all_tasks_blocked()
-            with anyio.fail_after(10):
+            with anyio.fail_after(100):
                 await f.aclose()
             assert stranger.free(0, 4) == [*range(4)]
     with pytest.raises(anyio.ClosedResourceError, match="closed"):
@@ -303,7 +303,7 @@ async def test_lock_refused_releases_its_range(f, stranger):
         async with f.file_lock(0, 10, shared=True):
             group.start_soon(enter)
             await anyio.sleep(0.01)  # the kernel may have refused it by then; both cases are right
-        with anyio.fail_after(10):
+        with anyio.fail_after(100):
             while not stranger.lock(5, 1):
                 await anyio.sleep(0.001)
         group.cancel_scope.cancel()
@@ -335,7 +335,7 @@ def replace(path):
 
 
 async def retired(core):
-    with anyio.fail_after(10):
+    with anyio.fail_after(100):
         while not core.mapping.closed:
             await anyio.sleep(0.001)
 
@@ -383,7 +383,7 @@ async def test_lock_waiting_through_reopen_is_refused(f, path, stranger):
         await anyio.wait_all_tasks_blocked()
         replace(path)
         await f.reopen()
-        with anyio.fail_after(10):
+        with anyio.fail_after(100):
             while len(ended) < 4:
                 await anyio.sleep(0.001)
         assert stranger.free(0, 5) == [4]

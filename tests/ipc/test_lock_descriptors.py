@@ -111,7 +111,7 @@ async def test_lock_held_through_reopen(path):
         with pytest.raises(TimeoutError):
             await other.file_lock(0, 8, timeout=0.05).__aenter__()
         await block.__aexit__(None, None, None)
-        with anyio.fail_after(10):
+        with anyio.fail_after(100):
             async with other.file_lock(0, 8):
                 pass
         await other.reopen(discard=True)

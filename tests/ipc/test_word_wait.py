@@ -41,7 +41,7 @@ def waiters():
 
 
 async def until_waiting(count):
-    with anyio.fail_after(10):
+    with anyio.fail_after(100):
         while waiters() != count:
             await anyio.sleep(0.001)
 
@@ -153,7 +153,7 @@ async def test_close_ends_waits_with_an_error(path):
         for _ in range(3):
             group.start_soon(wait)
         await until_waiting(3)
-        with anyio.fail_after(10):
+        with anyio.fail_after(100):
             await f.aclose()
     assert ["closed while" in str(error) for error in found] == [True] * 3
     with pytest.raises(anyio.ClosedResourceError, match="closed"):
@@ -164,7 +164,7 @@ async def test_close_ends_waits_with_an_error(path):
 
 async def test_close_hub_does_not_wait_for_waits(path):
     async with anyio.create_task_group() as group:
-        with anyio.fail_after(10):
+        with anyio.fail_after(100):
             async with aiommap.Hub() as hub:
                 f = await hub.open(path)
                 word = f.atomic_u32(0)
@@ -191,7 +191,7 @@ async def test_wait_takes_no_other_worker(path):
             1,
             workers.stores.total_tokens,
         ]
-        with anyio.fail_after(10):
+        with anyio.fail_after(100):
             await f.write(PAGE, bytes(200_000 % PAGE))
             await f.flush()
             await f.read(0, 16 * PAGE)
@@ -246,7 +246,7 @@ async def test_wait_in_a_file_cut_off(f, path, outside):
         await until_waiting(1)
         outside(path, PAGE)
         group.start_soon(sign.wait, 0)  # makes the waiter thread load all its words again
-        with anyio.fail_after(10):
+        with anyio.fail_after(100):
             while not found:
                 await anyio.sleep(0.001)
         sign.store(1)
@@ -387,7 +387,7 @@ async def test_wait_for_a_word_we_cut_off(path):
             with pytest.raises(aiommap.OutOfBoundsError):
                 await word.wait(word.load())
 
-        with anyio.fail_after(10):
+        with anyio.fail_after(100):
             async with anyio.create_task_group() as group:
                 group.start_soon(wait)
                 await until_waiting(1)
@@ -401,7 +401,7 @@ async def test_wait_for_a_word_of_a_reopened_file(f, path):
         with pytest.raises(anyio.ClosedResourceError, match="was reopened"):
             await word.wait(0)
 
-    with anyio.fail_after(10):
+    with anyio.fail_after(100):
         async with anyio.create_task_group() as group:
             group.start_soon(wait)
             await until_waiting(1)

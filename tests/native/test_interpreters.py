@@ -46,7 +46,7 @@ def test_subinterpreter_is_refused():
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", script],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=150,
     )
     assert done.returncode == 0, done.stderr
     *refusals, last = done.stdout.splitlines()
@@ -59,6 +59,6 @@ def test_subinterpreter_is_refused():
 def test_free_threaded_python_gets_its_gil():
     """The GIL guards the module's objects, so the module does not declare that it needs none."""
     code = "import sys, aiommap; sys.exit(not sys._is_gil_enabled())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=150)
     assert done.returncode == 0
     assert "RuntimeWarning: The global interpreter lock (GIL) has been enabled" in done.stderr

@@ -282,6 +282,6 @@ async def test_follow_loads_each_generation(path, errors):
 def test_numpy_missing_is_told():
     code = "import sys; sys.modules['numpy'] = None; import aiommap.numpy"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=150, check=False
     )
     assert 'aiommap.numpy needs NumPy: pip install "aiommap[numpy]"' in done.stderr

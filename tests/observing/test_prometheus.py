@@ -305,7 +305,7 @@ async def test_scrape_by_the_clients_server(path, registry):
     address = f"http://127.0.0.1:{server.server_port}/metrics"
 
     def fetch():
-        with urllib.request.urlopen(address, timeout=20) as answer:
+        with urllib.request.urlopen(address, timeout=100) as answer:
             return answer.read()
 
     try:

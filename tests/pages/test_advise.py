@@ -42,7 +42,7 @@ async def test_normal_takes_random_back(cold):
         await f.advise(Advice.NORMAL)
         for page in range(4):
             await f.read(page * PAGE, PAGE)
-        with anyio.fail_after(20):  # pages that are read ahead take a moment to arrive
+        with anyio.fail_after(100):  # pages that are read ahead take a moment to arrive
             while len(resident_pages(cold)) <= 4:
                 await anyio.lowlevel.checkpoint()
 
@@ -50,7 +50,7 @@ async def test_normal_takes_random_back(cold):
 async def test_will_need_reads_ahead(cold):
     async with aiommap.open(cold, advice=Advice.RANDOM) as f:
         await f.advise(Advice.WILL_NEED, 64 * PAGE, 16 * PAGE)
-        with anyio.fail_after(20):
+        with anyio.fail_after(100):
             while not resident_pages(cold) >= set(range(64, 80)):
                 await anyio.lowlevel.checkpoint()
         assert 300 not in resident_pages(cold)

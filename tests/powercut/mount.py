@@ -106,7 +106,7 @@ def _stop(server: subprocess.Popen, path: Path) -> None:
     """End the server; it unmounts when its standard input ends, and we do if it does not."""
     server.stdin.close()
     try:
-        server.wait(timeout=10)
+        server.wait(timeout=30)
     except subprocess.TimeoutExpired:
         server.kill()
         subprocess.run(["umount", "--lazy", path], check=False)

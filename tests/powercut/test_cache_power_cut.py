@@ -20,7 +20,6 @@ from tests.support.remote import BLOCK
 
 pytestmark = [
     pytest.mark.anyio,
-    pytest.mark.timeout(180),
     pytest.mark.skipif(missing() is not None, reason=f"no power cuts here: {missing()}"),
 ]
 

@@ -35,7 +35,6 @@ from tests.support.logs import SEGMENT, segments
 
 pytestmark = [
     pytest.mark.anyio,
-    pytest.mark.timeout(180),
     pytest.mark.skipif(missing() is not None, reason=f"no power cuts here: {missing()}"),
 ]
 

@@ -97,7 +97,7 @@ def test_snippets_run(code, conftest, tmp_path):
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=150,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert not done.stderr  # an error in a destructor is only printed there

@@ -256,7 +256,7 @@ def run(*command, **options):
     # A preloaded sanitizer is for Python only, and UBSan must leave a fatal SIGBUS as it is.
     environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     environment["UBSAN_OPTIONS"] = "handle_sigbus=0"
-    options |= {"capture_output": True, "text": True, "timeout": 50}
+    options |= {"capture_output": True, "text": True, "timeout": 150}
     return subprocess.run([*map(str, command)], env=environment, **options)
 
 

@@ -28,7 +28,7 @@ def test_types_of_the_public_api(tmp_path):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=55,
+        timeout=150,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -144,7 +144,6 @@ class AtomicMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
 def test_words_behave_like_integers():
     run_state_machine_as_test(
         AtomicMachine,

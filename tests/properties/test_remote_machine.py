@@ -57,7 +57,7 @@ class RemoteMachine(RuleBasedStateMachine):
 
     def call(self, function, *args):
         async def run():
-            with anyio.fail_after(20):
+            with anyio.fail_after(100):
                 return await function(*args)
 
         return self.portal.call(run)

@@ -127,7 +127,7 @@ class Follower:
         self.changes = changes
 
     async def take(self) -> Change:
-        with anyio.fail_after(20):
+        with anyio.fail_after(100):
             change = await anext(self.changes)
         assert change.old == self.state  # stat_differ.1: nothing is left out in between
         assert change.kind is ChangeKind.REPLACED or classify(change.old, change.new) is change.kind

@@ -190,7 +190,7 @@ async def test_very_many_new_files_are_flushed_at_once(tmp_path):
     count = 1500  # more than Python's limit on nested calls
     async with aiommap.Hub() as hub:
         files = [await hub.open(tmp_path / str(i), "x+", size=1) for i in range(count)]
-        with anyio.fail_after(60):
+        with anyio.fail_after(100):
             async with anyio.create_task_group() as group:
                 for f in files:
                     group.start_soon(f.flush)

@@ -47,7 +47,7 @@ print("ended")
 
 
 def run(script, *arguments):
-    done = run_code(PRELUDE + script, *arguments, timeout=20)
+    done = run_code(PRELUDE + script, *arguments, timeout=100)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 

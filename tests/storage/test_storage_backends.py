@@ -295,7 +295,7 @@ def test_suite_in_a_users_run_names_the_fault(tmp_path):
     (tmp_path / "test_mine.py").write_text(USERS_TESTS)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mine.py"]
     done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, timeout=50, check=False
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=150, check=False
     )
     assert done.returncode == 1, done.stdout + done.stderr
     assert "FAILED test_mine.py::TestShort::test_ranges_within_are_read_exactly" in done.stdout
@@ -368,7 +368,7 @@ async def test_reads_left_behind_keep_the_descriptor(tmp_path, monkeypatch):
 
     def slow(fd, offset, length):
         begun.set()
-        go.wait(30)
+        go.wait(100)
         found.append(real(fd, offset, length))
         return found[-1]
 

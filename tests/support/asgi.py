@@ -118,7 +118,7 @@ def overwrite(path, content, offset=0):
 
 async def until_answered(app, path, expected):
     """Ask until the body is the expected one, which it is once the watcher has noticed."""
-    with anyio.fail_after(20):
+    with anyio.fail_after(100):
         while True:
             await anyio.sleep(0.001)  # leave the processor to the watcher
             try:
@@ -131,6 +131,6 @@ async def until_answered(app, path, expected):
 
 async def until_unknown(app, path, tag):
     """Ask until the answer has another entity tag."""
-    with anyio.fail_after(20):
+    with anyio.fail_after(100):
         while (await ask(app, path, headers={"if_none_match": tag})).status == 304:
             await anyio.sleep(0.001)

@@ -35,7 +35,7 @@ async def check_good(snapshot):
 
 async def until(condition):
     """Wait for a condition that another task or thread makes true, and fail if none does."""
-    with anyio.fail_after(20):
+    with anyio.fail_after(100):
         while not await condition():
             await anyio.sleep(0.001)
 
@@ -96,7 +96,7 @@ class Errors:
 
     async def wait(self, kind, match=""):
         """Wait for an error of a kind, and forget the errors before it."""
-        with anyio.fail_after(20):
+        with anyio.fail_after(100):
             while True:
                 while self.found:
                     error = self.found.pop(0)

@@ -165,7 +165,7 @@ def run_code(
     *arguments: object,
     options: tuple[str, ...] = (),
     environment: Mapping[str, str] = os.environ,
-    timeout: float = 50,
+    timeout: float = 150,
 ) -> subprocess.CompletedProcess[str]:
     """Run ``python OPTIONS -c CODE ARGUMENTS`` as `subprocess.run` does, with warnings as errors.
 

@@ -47,7 +47,7 @@ def held(name, call, *arguments, after=False):
     finally:
         gate.gate_open()
     with contextlib.suppress(Exception):
-        future.result(20)
+        future.result(100)
 
 def native(size=SIZE, capacity=None, name="file"):
     fd = os.open(make(name, size), os.O_RDWR)
@@ -58,7 +58,7 @@ def native(size=SIZE, capacity=None, name="file"):
 
 def outcome(future):
     try:
-        return future.result(20)
+        return future.result(100)
     except Exception as error:
         return type(error).__name__
 """
@@ -85,5 +85,5 @@ def expect_gated(code, folder, backend="asyncio"):
         pytest.skip("needs a C compiler and LD_PRELOAD")
     code = GATES + textwrap.dedent(code) + '\nprint("alive")\n'
     options, environment = ("-X", "dev"), preloaded(library)
-    done = run_code(code, folder, backend, 0, options=options, environment=environment, timeout=120)
+    done = run_code(code, folder, backend, 0, options=options, environment=environment, timeout=150)
     assert (done.returncode, done.stdout) == (0, "alive\n"), done.stdout + done.stderr

@@ -64,7 +64,7 @@ class Objects:
     def fetch(self, start, end, state):
         self.gets.append((start, end))
         self.asked.release()
-        assert self.gate.wait(30)
+        assert self.gate.wait(100)
         self._check_up()
         changed = self.change(start, end) if self.change is not None else None
         if changed is not None:
@@ -107,7 +107,7 @@ class BegunObjects(Objects):
     def begin(self, length):
         self.begun.append(length)
         self.arrived.release()
-        assert self.door.wait(30)
+        assert self.door.wait(100)
         self._check_up()
         if self.gone:
             raise FileNotFoundError(2, "gone", self.url)
@@ -115,7 +115,7 @@ class BegunObjects(Objects):
 
         def body():
             self.asked.release()
-            assert self.gate.wait(30)
+            assert self.gate.wait(100)
             self._check_up()
             return self.tear(data)
 

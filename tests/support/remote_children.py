@@ -46,7 +46,7 @@ class Child:
 
     def killed(self):
         """Wait until a child that was sent SIGKILL ends; tell whether the signal ended it."""
-        self.process.communicate(timeout=50)
+        self.process.communicate(timeout=150)
         return self.process.returncode == -9
 
 

@@ -47,7 +47,7 @@ async def expect_poisoned(offset, *verbs):
 def run_script(code, folder, backend="asyncio", seconds=0.0):
     script = PREAMBLE + textwrap.dedent(code)
     options = ("-X", "dev")
-    return run_code(script, folder, backend, seconds, options=options, timeout=50 + seconds)
+    return run_code(script, folder, backend, seconds, options=options, timeout=150 + seconds)
 
 
 def expect_alive(code, folder, backend="asyncio", seconds=0.0):

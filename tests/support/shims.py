@@ -17,7 +17,7 @@ def compile_shim(folder, source):
     (folder / "shim.c").write_text("#define _GNU_SOURCE\n" + source, "utf-8")
     made = folder / "shim.so"
     command = [compiler, "-shared", "-fPIC", "-O1", folder / "shim.c", "-o", made, "-ldl"]
-    subprocess.run(command, check=True, timeout=50)
+    subprocess.run(command, check=True, timeout=150)
     return made
 
 

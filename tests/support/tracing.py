@@ -37,7 +37,7 @@ def mark(phase, f=None):
     os.pwrite(marks, f"{{phase}} {{address}}".encode(), 0)
 
 async def until(condition):
-    with anyio.fail_after(20):
+    with anyio.fail_after(100):
         while not condition():
             await anyio.lowlevel.checkpoint()
 
@@ -93,7 +93,7 @@ exec(code, {"__name__": "__main__"})
 
 
 def run_traced(
-    code: str, *arguments: object, options: Sequence[object], timeout: float = 50
+    code: str, *arguments: object, options: Sequence[object], timeout: float = 150
 ) -> subprocess.CompletedProcess[str]:
     """Run a script as ``run_code`` does, under strace with some options from its first line on."""
     lines = "\n".join(["-qq", *map(str, options)])

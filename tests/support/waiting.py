@@ -10,7 +10,7 @@ import anyio.to_thread
 async def until(condition):
     """Let the loop run until a condition holds; after a while leave the processor to others."""
     turns = 0
-    with anyio.fail_after(20):
+    with anyio.fail_after(100):
         while not condition():
             await (anyio.lowlevel.checkpoint() if turns < 200 else anyio.sleep(0.001))
             turns += 1

@@ -13,13 +13,13 @@ from aiommap import ChangeKind
 
 
 async def fetch(changes):
-    with anyio.fail_after(20):
+    with anyio.fail_after(100):
         return await anext(changes)
 
 
 async def fetch_event(changes, path):
     """Make a file longer until an event reports it; on a busy machine a poll may come first."""
-    with anyio.fail_after(20):
+    with anyio.fail_after(100):
         while True:
             os.truncate(path, os.path.getsize(path) + 1)
             change = await anext(changes)
@@ -43,7 +43,7 @@ async def fence(path, changes):
 
 
 async def until(condition):
-    with anyio.fail_after(20):
+    with anyio.fail_after(100):
         while not condition():
             await anyio.sleep(0.005)
 

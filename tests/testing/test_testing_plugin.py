@@ -45,7 +45,7 @@ def run(pytester):
     def run(*arguments, conftest="", **modules):
         pytester.makeconftest(conftest)
         pytester.makepyfile(**modules)
-        return pytester.runpytest_subprocess(*arguments, timeout=50)
+        return pytester.runpytest_subprocess(*arguments, timeout=150)
 
     return run
 

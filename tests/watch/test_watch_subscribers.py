@@ -201,7 +201,7 @@ async def test_callback_hanging_holds_up_nobody(path):
         entered.set()
         await anyio.sleep(3600)
 
-    with anyio.fail_after(20):
+    with anyio.fail_after(100):
         async with aiommap.open(path) as f, f.watch() as changes:
             f.on_change(hang)
             os.truncate(path, PAGE)
@@ -269,7 +269,7 @@ async def test_close_ends_iterators_and_callbacks(path, what):
             tasks.start_soon(listen)
             await started.wait()
             f.on_change(print)
-            with anyio.fail_after(20):
+            with anyio.fail_after(100):
                 await (f if what == "file" else hub).aclose()
         assert ended == [[]]
 
@@ -282,7 +282,7 @@ async def test_second_waiting_task_is_refused(path):
             async for change in changes:
                 first.append(change.kind)  # noqa: PERF401  read while the loop runs
 
-        with anyio.fail_after(20):
+        with anyio.fail_after(100):
             async with anyio.create_task_group() as group:
                 group.start_soon(iterate)
                 await until(lambda: changes._arrived is not None)

@@ -84,7 +84,7 @@ async def main():
                 taken.append(os.dup(0))
         except OSError:
             pass
-        with anyio.fail_after(20):
+        with anyio.fail_after(100):
             async with f.watch() as changes:
                 os.truncate(sys.argv[1], 5)
                 assert (await anext(changes)).source == "poll"
@@ -127,7 +127,7 @@ async def test_watching_ends_while_it_wakes_others(notify):
 
     scanner = _scanner.Scanner(OwnChanges(), deliver, notify=notify)
     scanner.add(_watched_path.WatchedPath("/"), None, None)
-    with anyio.fail_after(20):
+    with anyio.fail_after(100):
         await anyio.to_thread.run_sync(scanner.run, abandon_on_cancel=True)
 
 
@@ -137,7 +137,7 @@ async def test_watching_without_thread_says_so(hub, tmp_path, monkeypatch):
 
     path = tmp_path / "f"
     path.write_bytes(b"x")
-    with monkeypatch.context() as patches, anyio.fail_after(20):
+    with monkeypatch.context() as patches, anyio.fail_after(100):
         patches.setattr(_watcher, "run_in_thread", refuse)
         with pytest.raises(RuntimeError, match="can't start new thread"):
             await hub.watch(path).__aenter__()
@@ -409,7 +409,7 @@ async def main(path):
         await anyio.sleep(0.3)  # until no event of our own can follow
         f.atomic_u32(0).store(1)
         os.kill(os.getpid(), signal.SIGSTOP)
-        with anyio.fail_after(20):
+        with anyio.fail_after(100):
             print((await anext(changes)).kind.value, flush=True)
 
 anyio.run(main, sys.argv[1])
@@ -444,7 +444,7 @@ async def main(path):
                 group.start_soon(watch_another)
                 await anyio.sleep(i % 2 / 1000)
                 os.kill(os.getpid(), signal.SIGSTOP)
-                with anyio.fail_after(20):
+                with anyio.fail_after(100):
                     print((await anext(changes)).kind.value, flush=True)
                 group.cancel_scope.cancel()
 

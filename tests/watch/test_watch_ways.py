@@ -86,7 +86,7 @@ def place(way, tmp_path):
 async def reach(changes, state):
     """Fetch changes up to the one whose new state is ``state``."""
     found = []
-    with anyio.fail_after(20):
+    with anyio.fail_after(100):
         while not found or found[-1].new != state:
             found.append(await anext(changes))
     return found

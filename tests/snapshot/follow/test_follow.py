@@ -68,7 +68,7 @@ async def test_follow_after_waiting_for_the_path(tmp_path):
     async with aiommap.Hub() as hub:
         async with hub.watch(missing) as changes:
             replace(missing, b"good 0")
-            with anyio.fail_after(20):
+            with anyio.fail_after(100):
                 change = await anext(changes)
         assert (change.kind, change.path) == (aiommap.ChangeKind.CREATED, str(missing))
         async with aiommap.follow(missing, hub=hub) as live:
@@ -179,7 +179,7 @@ async def test_same_file_moved_back_is_no_news(path, errors):
 async def test_iterate_current_and_each_that_follows(path):
     served = []
     async with aiommap.follow(path) as live:
-        with anyio.fail_after(20):
+        with anyio.fail_after(100):
             async for snapshot in live:
                 served.append(await content(snapshot))
                 if len(served) == 4:
@@ -198,7 +198,7 @@ async def test_iterate_slowly_skips_to_the_newest(path):
         assert await content(await anext(generations)) == b"good 4"
         assert generations.skipped == 3
         replace(path, b"good 5")
-        with anyio.fail_after(20):
+        with anyio.fail_after(100):
             assert await content(await anext(generations)) == b"good 5"
         assert generations.skipped == 0
 
@@ -219,7 +219,7 @@ async def test_iterate_ends_with_following(path, end):
         group.start_soon(iterate, live)
         await begun.wait()
         await anyio.wait_all_tasks_blocked()
-        with anyio.fail_after(20):
+        with anyio.fail_after(100):
             await (live if end == "live" else hub).aclose()
     assert ended == [True, True]
     assert live.closed
@@ -235,7 +235,7 @@ async def test_iterate_cancelled_leaves_others(path):
         with anyio.move_on_after(0):
             await anext(generations)
         replace(path, b"good 1")
-        with anyio.fail_after(20):
+        with anyio.fail_after(100):
             assert await content(await anext(generations)) == b"good 1"
 
 
@@ -257,7 +257,7 @@ async def test_leave_hub_during_a_trial(path, errors):
     async with aiommap.Hub() as hub:
         live = await aiommap.follow(path, hub=hub, validate=gate, on_error=errors)
         replace(path, b"good 1")
-        with anyio.fail_after(20):
+        with anyio.fail_after(100):
             await gate.begun.wait()
     await live.aclose()
     assert (gate.cancelled, errors.found) == (1, [])
@@ -298,7 +298,7 @@ async def test_closed_hub_follows_nothing(path, used):
         if used:
             async with aiommap.follow(path, hub=hub):
                 pass
-    with anyio.fail_after(20), pytest.raises(anyio.ClosedResourceError, match="the hub is closed"):
+    with anyio.fail_after(100), pytest.raises(anyio.ClosedResourceError, match="the hub is closed"):
         await aiommap.follow(path, hub=hub)
 
 

@@ -139,7 +139,7 @@ async def test_empty_folder_has_no_values(tmp_path):
 async def test_iterate_over_values(folder):
     seen = []
     async with follow_folder(folder, load=load_json) as live:
-        with anyio.fail_after(20):
+        with anyio.fail_after(100):
             async for values in live:
                 assert values is live.value
                 seen.append(values["a.json"])
@@ -262,7 +262,7 @@ async def test_folder_not_required_may_come_later(tmp_path, errors):
         made.mkdir()
         (made / "a").write_text("1")
         made.rename(folder)
-        with anyio.fail_after(20):
+        with anyio.fail_after(100):
             await live.wait_ready()
         await until_value(live, {"a": 1})
         assert not errors.found
@@ -384,7 +384,7 @@ async def test_hold_is_waited_for_at_the_end(folder):
             await anyio.wait_all_tasks_blocked()
             assert not left.is_set()
             assert await content(kept[0])
-        with anyio.fail_after(20):
+        with anyio.fail_after(100):
             await left.wait()
     assert kept[0].closed
     assert kept[1].closed
@@ -396,7 +396,7 @@ async def test_leave_while_loading(folder, errors, end):
     async with aiommap.Hub() as hub:
         live = await follow_folder(folder, "a*", load=gate, hub=hub, on_error=errors)
         replace(folder / "a.json", b"good 1")
-        with anyio.fail_after(20):
+        with anyio.fail_after(100):
             await gate.begun.wait()
             await (live if end == "live" else hub).aclose()
             await live.aclose()

@@ -164,7 +164,7 @@ async def test_leave_waits_for_holds(path):
             await anyio.wait_all_tasks_blocked()
             assert not left.is_set()
             assert await content(old) == b"good 0"
-        with anyio.fail_after(20):
+        with anyio.fail_after(100):
             await left.wait()
     assert old.closed
     assert mappings(path) == 0

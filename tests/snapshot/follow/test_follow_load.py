@@ -44,7 +44,7 @@ async def test_load_gives_each_generation_a_value(path):
     async with aiommap.follow(path, load=load_number) as live:
         assert (live.value, live.generation) == (0, 1)
         seen = []
-        with anyio.fail_after(20):
+        with anyio.fail_after(100):
             async for snapshot in live:
                 assert await load_number(snapshot) == live.value
                 seen.append(live.value)
@@ -122,7 +122,7 @@ async def test_load_overtaken_is_cancelled(path, errors):
     gate = Gate()
     async with aiommap.follow(path, load=gate, on_error=errors) as live:
         replace(path, b"good 1")
-        with anyio.fail_after(20):
+        with anyio.fail_after(100):
             await gate.begun.wait()
         replace(path, b"good 2")
 
@@ -142,7 +142,7 @@ async def test_leave_while_loading(path, errors, end):
     async with aiommap.Hub() as hub:
         live = await aiommap.follow(path, load=gate, hub=hub, on_error=errors)
         replace(path, b"good 1")
-        with anyio.fail_after(20):
+        with anyio.fail_after(100):
             await gate.begun.wait()
             await (live if end == "live" else hub).aclose()
             await live.aclose()
@@ -301,7 +301,7 @@ async def test_unrequired_file_may_come_later(tmp_path, errors, folder):
                 getattr(live, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         replace(path, b"good 7")
-        with anyio.fail_after(20):
+        with anyio.fail_after(100):
             await live.wait_ready()
         assert (live.ready, live.value, live.generation) == (True, 7, 1)
         assert not errors.found  # a first file that is missing is no error
@@ -357,7 +357,7 @@ async def test_iterate_waits_for_the_first(tmp_path):
         with anyio.move_on_after(0):
             await anext(generations)
         replace(path, b"good 0")
-        with anyio.fail_after(20):
+        with anyio.fail_after(100):
             assert await content(await anext(generations)) == b"good 0"
         assert generations.skipped == 0
 
@@ -378,7 +378,7 @@ async def test_wait_ready_ends_with_following(tmp_path, end, errors):
         with anyio.move_on_after(0):
             await live.wait_ready()
         await anyio.wait_all_tasks_blocked()
-        with anyio.fail_after(20):
+        with anyio.fail_after(100):
             await (live if end == "live" else hub).aclose()
     await live.aclose()
     assert (ended, errors.found) == ([True, True], [])

@@ -137,7 +137,7 @@ async def test_truncated_during_validation(path, errors):
     gate = Gate()
     async with aiommap.follow(path, validate=gate, on_error=errors, prewarm=False) as live:
         replace(path, b"good 1" + bytes(PAGE))
-        with anyio.fail_after(20):
+        with anyio.fail_after(100):
             await gate.begun.wait()
         os.truncate(path, 6)
         gate.opened.set()
@@ -239,7 +239,7 @@ async def test_overwrite_with_same_size_and_mtime(path, errors):
         with pytest.raises(aiommap.StaleSnapshotError):
             await first.verify()
         overwrite_and_set_back(path, b"good 2")
-        with anyio.fail_after(20):
+        with anyio.fail_after(100):
             while live.generation < 2:
                 await anyio.sleep(0.001)
         assert await content(live.current) == b"good 2"
@@ -257,7 +257,7 @@ async def test_times_set_back_after_a_change_that_was_seen(path, errors, between
         await errors.wait(aiommap.StaleSnapshotError)
         await errors.wait(ValueError, "not good")
         overwrite_and_set_back(path, b"good 2")
-        with anyio.fail_after(20):
+        with anyio.fail_after(100):
             while live.generation < 2:
                 await anyio.sleep(0.001)
         assert await content(live.current) == b"good 2"
@@ -301,7 +301,7 @@ async def test_overtaken_trial_is_cancelled(path, errors):
     gate = Gate()
     async with aiommap.follow(path, validate=gate, on_error=errors) as live:
         replace(path, b"good 1")
-        with anyio.fail_after(20):
+        with anyio.fail_after(100):
             await gate.begun.wait()
         replace(path, b"good 2")
 
@@ -327,7 +327,7 @@ async def test_file_taken_back_while_opened(path, monkeypatch):
         made = map_file(fd, found, options)
         if found.st_ino == new.stat().st_ino:
             opened.set()
-            assert answered.wait(20)
+            assert answered.wait(100)
         return made
 
     def turn_to(target):
@@ -393,7 +393,7 @@ async def test_replaced_faster_than_validated(path):
     async with aiommap.follow(path, validate=validate) as live:
         replace(path, b"good 1")
         served = []
-        with anyio.fail_after(30):
+        with anyio.fail_after(100):
             async for snapshot in live:
                 served.append(int((await content(snapshot)).split()[1]))
                 if len(served) == 3:
