@@ -72,6 +72,13 @@ async def test_folder_is_for_its_user_alone(make_cache, objects, tmp_path):
         assert not stat.S_IMODE(path.stat().st_mode) & 0o077, path
 
 
+async def test_folder_is_made_with_its_parents(make_cache, objects, tmp_path):
+    async with make_cache(folder=tmp_path / "a" / "b") as cache, cache.open(objects) as s:
+        assert await s.read_exact(0, 10) == DATA[:10]
+        assert cache.statistics().errors == 0
+    assert [*(tmp_path / "a" / "b").glob("*.data")]
+
+
 async def test_folder_with_other_files_is_refused(make_cache, objects, tmp_path):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "thesis").write_text("precious")

@@ -75,7 +75,8 @@ class FileCore:
         mode: str | None = None,
         policy: FlushPolicy | None = None,
     ) -> None:
-        options = replace(options, where=opened.where)
+        if options.where is not opened.where:  # replacing takes 20 us
+            options = replace(options, where=opened.where)
         self.options: OpenOptions = options
         #: Whether no byte of it is ever durable, and whether its size is fixed.
         self.volatile: bool = opened.volatile

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from .._native import time_slice_wake
 from .._runtime.threads import Mutex
 from .._runtime.workers import Workers
 from .body import Body
 from .fetches import Fetch, Fetches
 from .open_objects import Found, HandOver
+
+#: How many reads of 10 us a snapshot takes to make, beside other work, and its first read.
+OPENING_READS = 200
 
 
 class Attempt:
@@ -85,11 +89,16 @@ class Attempt:
             found, self._found = self._found, None
         return found
 
+    def _tell(self) -> None:
+        """Wake the task. It has waited, so it need not give way in its first read, too."""
+        time_slice_wake(OPENING_READS)
+        self._told.set()
+
     def _end(self, bodies: list[Body] | None, error: BaseException | None) -> None:
         """Take note that the worker is done."""
         if not self._told.is_set():
             self._error = error
-            self._told.set()
+            self._tell()
         if self._fetches is not None:
             self._fetches.part_with(self._first)
         self._first.end(bodies or [], error)
@@ -114,4 +123,4 @@ class Attempt:
         if not wanted:
             found.give_up()
         elif more:
-            self.workers.call_from_thread(self._told.set)
+            self.workers.call_from_thread(self._tell)

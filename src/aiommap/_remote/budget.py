@@ -122,9 +122,11 @@ class Budget:
         with self._mutex:
             self._take_lock()
             try:
-                state = FolderState.unpack(os.pread(self._file.fd, STATE_BYTES, 0))
+                block = os.pread(self._file.fd, STATE_BYTES, 0)
+                state = FolderState.unpack(block)
                 if state is None:  # new, or damaged
-                    os.ftruncate(self._file.fd, STATE_BYTES)
+                    if block:
+                        os.ftruncate(self._file.fd, STATE_BYTES)
                     state = FolderState(reserved=self._count())
                 yield state
                 self.seen = state.reserved

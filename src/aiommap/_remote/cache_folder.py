@@ -178,7 +178,7 @@ class Folder:
 
     def _paths(self, name: str) -> tuple[str, str]:
         data, words = file_names(name)
-        return os.path.join(self.path, data), os.path.join(self.path, words)
+        return f"{self.path}/{data}", f"{self.path}/{words}"
 
     def open(
         self,
@@ -429,12 +429,23 @@ def _has_only_ours(path: str) -> bool:
         )
 
 
+def _make_folder(path: str) -> bool:
+    """Make a folder for this user alone; False if there was something of that name."""
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        return False
+    except FileNotFoundError:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        return False
+    return True
+
+
 def _check_folder(path: str, marker: str) -> None:
     """Make the folder if it is missing; raise if it cannot be a cache (cache_folder.1)."""
     what = f"use {path} as a cache"
-    with suppress(FileExistsError):
-        os.makedirs(path, mode=0o700)
-    if not os.path.isdir(path):
+    made = _make_folder(path)
+    if not (made or os.path.isdir(path)):
         raise UnsupportedError(what, "it is no folder: name another one")
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -446,7 +457,7 @@ def _check_folder(path: str, marker: str) -> None:
         raise UnsupportedError(
             what, f"it is on a network file system ({kind}): name a folder on a local disk"
         )
-    if not (os.path.lexists(marker) or _has_only_ours(path)):
+    if not (made or os.path.lexists(marker) or _has_only_ours(path)):
         raise UnsupportedError(
             what, "it holds other files, and a cache deletes files: name an empty folder"
         )

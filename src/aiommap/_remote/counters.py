@@ -7,6 +7,8 @@ from dataclasses import fields
 from .._runtime.threads import Mutex
 from .statistics import CacheStatistics
 
+_NAMES = tuple(field.name for field in fields(CacheStatistics))
+
 
 class Counters:
     """Numbers that only grow, under the names that ``CacheStatistics`` has for them."""
@@ -15,7 +17,7 @@ class Counters:
 
     def __init__(self) -> None:
         self._mutex = Mutex()
-        self._counts = dict.fromkeys((field.name for field in fields(CacheStatistics)), 0)
+        self._counts = dict.fromkeys(_NAMES, 0)
 
     def add(self, **counts: int) -> None:
         """Add to counters, by their names."""

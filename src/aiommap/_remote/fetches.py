@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from .._native import time_slice_wake
 from .._runtime.callbacks import nothing
 from .._runtime.event_loop import Waiter
 from .._runtime.loops import call_later
@@ -197,6 +198,8 @@ class Fetch:
         self.bodies = bodies if self.wanted else [body for body in bodies if not body.kept]
         self.error = error
         self.ended = True
+        if self._waiters:
+            time_slice_wake(len(self._waiters))  # they have waited: they need not give way again
         for waiter in self._waiters:
             if not waiter.done():  # as one is that was cancelled in this turn of the loop
                 waiter.set_result(None)

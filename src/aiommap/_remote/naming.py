@@ -24,6 +24,9 @@ from .._core.paths import absolute_path
 from .._errors import UnsupportedError
 from .._runtime.threads import Mutex
 
+#: Paths in which there is nothing to quote, as in nearly all.
+_PLAIN = re.compile(r"[A-Za-z0-9/._~-]*")
+
 # Names of our own, for what has no address. By id of what has the name; the reference tells whether
 # the id still is its id.
 _names: dict[int, tuple[weakref.ref[object], str]] = {}
@@ -41,7 +44,7 @@ def private_name(what: object) -> str:
 
 
 def _quoted(path: str) -> str:
-    return quote(path, safe="/!$&'()*+,;=:~-._")
+    return path if _PLAIN.fullmatch(path) else quote(path, safe="/!$&'()*+,;=:~-._")
 
 
 def _join(base: str, *parts: str) -> str:
@@ -195,6 +198,8 @@ def address_of_url(url: str) -> str:
 
 
 def _mark_of_query(query: str) -> str:
+    if not query:
+        return ""
     fields = [(unquote_plus(field.partition("=")[0]), field) for field in query.split("&")]
     names = {name.lower() for name, _ in fields}
     signing = {name for needed, more in _SIGNATURES if needed <= names for name in more | needed}

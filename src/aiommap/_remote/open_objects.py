@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import os
-import queue
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -184,34 +183,28 @@ class OpenObjects:
         body: Callable[[], Buffer],
         hand_over: HandOver,
     ) -> list[Body]:
-        """Receive the first block and store it; another thread opens the object meanwhile.
+        """Open the object and hand it over, then store its first block.
 
-        So the block is stored, without the GIL, while that thread maps the data file and the loop
-        makes the snapshot.
+        Another thread receives the block meanwhile. The block is stored, without the GIL, while the
+        loop makes the snapshot.
         """
         first = (0, min(self._block_size, identity.state.size))
-        entries: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
-
-        def open_it() -> None:
-            try:
-                entry = self._open_entry(identity, new=True)
-            except BaseException:
-                entries.put(None)
-                raise
-            entry.use()  # the task may release it at once
-            entries.put(entry)
-            hand_over(self._found(source, entry), entry.bytes_of(0, 1) == first)
-
-        finish = run_beside(open_it)
-        came = outcome_of(body)
-        entry = entries.get()
+        receive, taken = run_beside(body), False
         try:
-            if entry is not None and entry.bytes_of(0, 1) == first:
-                return entry.fetch(BegunSource(source, identity.state, first[1], came), 0, 1)
-        finally:
-            if entry is not None:
+            entry = self._open_entry(identity, new=True)
+            entry.use()  # the task may release it at once
+            try:
+                fits = entry.bytes_of(0, 1) == first
+                hand_over(self._found(source, entry), fits)
+                if fits:
+                    taken = True
+                    begun = BegunSource(source, identity.state, first[1], receive)
+                    return entry.fetch(begun, 0, 1)
+            finally:
                 entry.release()
-            finish()
+        finally:
+            if not taken:
+                outcome_of(receive)  # the thread is ours until it is done
         return []
 
     def _ask(

@@ -16,6 +16,8 @@ from .trio_loop import TrioLoop
 Ts = TypeVarTuple("Ts")
 
 import_module("anyio._backends._asyncio")
+#: The kinds of loops for which anyio has imported its modules.
+_loaded: set[str] = set()
 
 
 def load_backend() -> None:
@@ -25,8 +27,12 @@ def load_backend() -> None:
     the privilege to read the modules, the import would fail there (I15). The import of this module
     loads the part for asyncio.
     """
-    anyio.get_cancelled_exc_class()
-    anyio.CancelScope()
+    trio = sys.modules.get("trio")
+    kind = "asyncio" if trio is None or not trio.lowlevel.in_trio_run() else "trio"
+    if kind not in _loaded:  # or each hub and cache would pay for it: 60 us at first
+        anyio.get_cancelled_exc_class()
+        anyio.CancelScope()
+        _loaded.add(kind)
 
 
 def running_loop() -> EventLoop:
