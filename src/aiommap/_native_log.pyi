@@ -48,7 +48,7 @@ class LogRecord:
     def __new__(cls, sequence: int, data: bytes, life: int) -> Self: ...
 
 class LogReceipt:
-    """Base of the public class, of which a LogGather makes instances."""
+    """Base of the public class, of which LogGather and LogWriter make instances."""
 
     sequence: int
     count: int
@@ -181,7 +181,9 @@ class LogWriter:
     durable: int  # settable: the last record that is durable
     life: int  # settable
     position: int  # of the next frame
-    waited: bool  # settable: an inline store had to wait
+    waited_ns: int  # when an inline store last had to wait, by the monotonic clock; 0 for never
+    granted_until: int  # settable: the offset up to which ``append_granted`` may store
+    inline_appends: int
 
     def __new__(cls, control_fd: int, /) -> Self:
         """Map a control file, without keeping the descriptor."""
@@ -194,11 +196,20 @@ class LogWriter:
     def close(self) -> None:
         """Give the control file up; afterwards store and publish nothing (waits)."""
 
-    def bind_loop_thread(self) -> None:
-        """Let ``append`` answer in this thread only."""
+    def bind_loop_thread(self, receipt_type: type[LogReceipt], /) -> None:
+        """Let ``append`` answer in this thread only, by receipts of this type."""
 
-    def append(self, data: Buffer, /) -> int | None:
-        """Store and publish one record, inline; None if it is large or does not fit."""
+    def append(self, owner: Any, data: Buffer, /) -> Any:
+        """Store and publish one record, inline; None if it is large or does not fit.
+
+        ``owner`` is the log of the receipt that it returns.
+        """
+
+    def append_granted(self, owner: Any, data: object, /) -> Any:
+        """Do the same with ``bytes`` below ``granted_until``, while the time slice lasts; or None.
+
+        A store that fails, or has to wait, takes the grant back.
+        """
 
     def store(self, items: list[Any], start: int, /) -> int:
         """Store as many items from ``start`` on as fit; return how many that were (waits)."""

@@ -12,7 +12,7 @@ import pytest
 
 import aiommap
 from aiommap import FlushPolicy, Log
-from tests.support.internals import log_appender
+from tests.support.internals import log_appender, time_slice_renew
 from tests.support.logs import (
     ALWAYS,
     BIG,
@@ -235,6 +235,42 @@ async def test_inline_writes_off_keeps_stores_in_workers(folder):
         await log.append(b"x")
         found = log.statistics()
         assert (found.inline_appends, found.batches, found.write_path) == (1, 0, "inline")
+
+
+@pytest.mark.parametrize("verb", ["append_many", "flush", "start_writeback", "discard"])
+async def test_nothing_is_stored_inline_beside_a_batch(folder, verb, anyio_backend_name):
+    """Also if earlier appends were, and found nothing in the way."""
+    if anyio_backend_name == "trio":
+        pytest.skip("trio starts tasks in any order")
+    arguments = {"append_many": ([b"2", b"3"],), "discard": (1,)}.get(verb, ())
+
+    async def append():
+        time_slice_renew(0)
+        await log.append(b"4")
+
+    async with Log.open(folder) as log:
+        for _ in range(3):
+            await log.append(b"1")
+        batch = getattr(log, verb)(*arguments)
+        async with anyio.create_task_group() as group:
+            group.start_soon(lambda: batch)
+            group.start_soon(append)  # in the same turn of the loop
+        assert log.statistics().inline_appends == 3
+        expected = [b"1"] * 3 + [b"2", b"3"] * (verb == "append_many") + [b"4"]
+        assert await contents(log) == expected
+        await log.append(b"5")
+        assert log.statistics().inline_appends == 4
+
+
+async def test_granted_appends_prepare_the_next_segment(folder):
+    async with Log.open(folder, segment_size=1 << 16) as log:
+        for _ in range(40):
+            await log.append(bytes(1000))
+        await until(lambda: log.statistics().standby_ready)
+        for _ in range(25):
+            await log.append(bytes(1000))
+        assert log.statistics().rolls == 1
+        assert await contents(log) == [bytes(1000)] * 65
 
 
 async def test_closed_log_refuses(folder):

@@ -316,7 +316,7 @@ async def main():
                 await log.append(b"again %d" % number)
             except aiommap.ForkedError:
                 assert os.getpid() != parent
-                waiting = log._appender.queue.waiting
+                waiting = log._appender._queue.waiting
                 for _ in range(3):
                     await asyncio.sleep(0)  # what the parent's tasks began is not for the child
                 os._exit(woken != [0, 1, 2] or waiting() != [b"again 1"])

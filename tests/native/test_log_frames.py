@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
@@ -17,6 +18,7 @@ from tests.support.internals import (
     CRC32C_WAYS,
     HEADER_BYTES,
     LogCursor,
+    LogReceipt,
     LogRecord,
     LogWriter,
     SegmentHeader,
@@ -24,6 +26,7 @@ from tests.support.internals import (
     find_record,
     frame_bytes,
     search_frames,
+    time_slice_renew,
 )
 from tests.support.logs import bytes_read
 
@@ -43,7 +46,7 @@ def files(tmp_path):
 def writer(files):
     made = LogWriter(files[0])
     made.life = 1
-    made.bind_loop_thread()
+    made.bind_loop_thread(LogReceipt)
     made.enter(files[1], SALT, POSITION, 1, 1, HEADER_BYTES, 1 << 20)
     return made
 
@@ -114,13 +117,92 @@ def test_store_leaves_room_for_the_end(writer):
     rest = whole - (writer.at - HEADER_BYTES)
     assert writer.store([bytes(rest - 24 + 1)], 0) == 0
     assert writer.store([bytes(rest - 24), b""], 0) == 1
-    assert writer.append(b"") is None
+    assert writer.append(None, b"") is None
 
 
 def test_first_record_fits_whatever_the_limit(writer, files):
     writer.enter(files[1], SALT, POSITION, 1, 1, HEADER_BYTES, HEADER_BYTES)
-    assert writer.append(b"x" * 100) == 1
-    assert writer.append(b"x") is None
+    assert writer.append(None, b"x" * 100).sequence == 1
+    assert writer.append(None, b"x") is None
+
+
+def append_granted(writer, owner, data):
+    """Append a record that is granted; a busy machine may use a slice up before."""
+    while (receipt := writer.append_granted(owner, data)) is None:
+        time_slice_renew(0)
+    return receipt
+
+
+def test_granted_appends(writer):
+    """They are bytes, and end at or before the offset of the grant."""
+    time_slice_renew(0)
+    assert writer.append_granted(None, b"x") is None
+    writer.granted_until = HEADER_BYTES + 3 * 32
+    for sequence in (1, 2):
+        receipt = append_granted(writer, "owner", b"x" * 8)
+        assert (receipt.sequence, receipt.count, receipt._owner) == (sequence, 1, "owner")
+    time_slice_renew(0)
+    assert writer.append_granted(None, bytearray(1)) is None
+    assert writer.append_granted(None, b"x" * 9) is None
+    assert (writer.sequence, writer.inline_appends) == (3, 2)
+    assert writer.waited_ns == 0
+
+
+def test_grant_ends_with_the_time_slice(writer):
+    """Another thread than the one of the loop has none either."""
+    writer.granted_until = 1 << 20
+
+    def append(*, bind):
+        if bind:
+            writer.bind_loop_thread(LogReceipt)
+        return writer.append_granted(None, b"x")
+
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        assert one.submit(append, bind=True).result() is None  # a new thread was granted no slice
+        other.submit(time_slice_renew, 0).result()
+        assert other.submit(append, bind=False).result() is None
+        one.submit(time_slice_renew, 0).result()
+        while one.submit(append, bind=False).result() is None:
+            one.submit(time_slice_renew, 0).result()
+    assert writer.inline_appends == 1
+
+
+def test_failed_store_takes_the_grant_back(writer, files, tmp_path):
+    with open(tmp_path / "segment", "rb") as read_only:
+        writer.enter(read_only.fileno(), SALT, POSITION, 1, 1, HEADER_BYTES, 1 << 20)
+        writer.granted_until = 1 << 20
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            append_granted(writer, None, b"x")
+    assert (writer.granted_until, writer.sequence, writer.inline_appends) == (0, 1, 0)
+
+
+def test_receipts_are_made_of_a_type_of_receipts(writer):
+    for wrong in (int, LogRecord, None):
+        with pytest.raises(TypeError, match="is no LogReceipt"):
+            writer.bind_loop_thread(wrong)
+    for verb in (writer.append, writer.append_granted):
+        with pytest.raises(TypeError, match="takes a log and data"):
+            verb(b"x")
+
+
+def test_granted_records_are_read_on(writer, files):
+    """A cursor fills its buffer again for them, and asks Python where nothing more is granted."""
+
+    class Walk(LogCursor):
+        async def _advance(self):
+            raise StopAsyncIteration
+
+    async def rest():
+        return [record.data async for record in walk]
+
+    records = [os.urandom(4000) for _ in range(200)]  # three buffers
+    assert writer.store(records, 0) == 200
+    walk = Walk(LogRecord)
+    walk.enter(files[1], SALT, POSITION, HEADER_BYTES, 1, 1, False)
+    first = walk.take(writer.at, True, 198)
+    with pytest.raises(StopIteration) as caught:
+        rest().send(None)
+    assert [first.data, *caught.value.value] == records[:199]
 
 
 @pytest.mark.parametrize(
@@ -136,7 +218,7 @@ def test_first_record_fits_whatever_the_limit(writer, files):
 )
 def test_claim_is_never_too_much(writer, files, sequence, durable, claim):
     writer.sequence, writer.durable = sequence, durable
-    writer.append(b"")
+    writer.append(None, b"")
     (found,) = struct.unpack("<I", os.pread(files[1], 4, HEADER_BYTES + 20))
     assert found & 0xFFFFFF == claim
     cursor = LogCursor(LogRecord)
@@ -147,7 +229,7 @@ def test_claim_is_never_too_much(writer, files, sequence, durable, claim):
 
 @pytest.mark.parametrize("change", ["salt", "position", "sequence", "life"])
 def test_frame_of_another_place_does_not_fit(writer, files, change):
-    writer.append(b"x")
+    writer.append(None, b"x")
     place = {"salt": SALT, "position": POSITION, "sequence": 1, "life": 1}
     place[change] += 8
     cursor = LogCursor(LogRecord)
@@ -165,22 +247,22 @@ def test_frame_of_another_place_does_not_fit(writer, files, change):
 
 
 def test_skipped_kinds_are_passed(writer, cursor):
-    writer.append(b"1")
+    writer.append(None, b"1")
     writer.mark(0x80, b"of a later minor version")
-    writer.append(b"2")
+    writer.append(None, b"2")
     assert [record.data for record in take_all(cursor)] == [b"1", b"2"]
 
 
 def test_large_skipped_frame_is_no_record(writer, cursor, files):
     """The frame is longer than what a cursor reads at a time."""
-    writer.append(b"1")
+    writer.append(None, b"1")
     data = os.urandom(300_000)
     at, position = writer.at, writer.position
     header = struct.pack("<IQII", len(data), 2, 1, 0x80FFFFFF)
     crc = crc32c(struct.pack("<QQ", SALT, position) + header + data)
     os.pwrite(files[1], struct.pack("<I", crc) + header + data, at)
     writer.enter(files[1], SALT, POSITION, 1, 2, at + frame_bytes(len(data)), 1 << 20)
-    writer.append(b"2")
+    writer.append(None, b"2")
     found = []
     while cursor.offset < writer.at:
         found += [(record.sequence, record.data) for record in take_all(cursor, writer.at)]
@@ -190,7 +272,7 @@ def test_large_skipped_frame_is_no_record(writer, cursor, files):
 
 @pytest.mark.parametrize("kind", [0, 6, 0x7F])
 def test_unknown_kinds_are_wrong(writer, cursor, kind):
-    writer.append(b"1")
+    writer.append(None, b"1")
     writer.mark(kind, b"")
     assert len(take_all(cursor)) == 1
     assert cursor.state == WRONG
@@ -201,7 +283,7 @@ def test_every_bit_of_a_segment_counts(writer, files):
     items = [b"one", b"", b"eight888", bytes(40)]
     ends = [HEADER_BYTES]
     for each in items:
-        writer.append(each)
+        writer.append(None, each)
         ends.append(writer.at)
     writer.mark(3, b"")
     whole = os.pread(files[1], writer.at, 0)
@@ -272,7 +354,7 @@ def test_walk_says_where_the_proven_records_end(steps, known):
 
 def test_search_finds_frames_behind_a_torn_one(writer, files):
     for i in range(10):
-        writer.append(bytes(i))
+        writer.append(None, bytes(i))
     at = HEADER_BYTES + frame_bytes(0)
     os.pwrite(files[1], b"\xff", at + 4)
     found = search_frames(files[1], SALT, POSITION + at - HEADER_BYTES, at, 1 << 20, 2, 1)
@@ -297,7 +379,7 @@ def test_search_finds_a_frame_wherever_it_lies(writer, files, before):
         if before is not None:
             os.pwrite(files[1], before * (at - begin), begin)
         writer.enter(files[1], SALT, POSITION, 1, 7, at, end)
-        writer.append(b"data")
+        writer.append(None, b"data")
         found = search_frames(files[1], SALT, POSITION, begin, end, 7, 7)
         assert found[:4] == (0, 1, 1, at + frame_bytes(4)), at
 
@@ -310,7 +392,7 @@ def test_search_reads_no_hole(writer, files, torn):
     if torn:
         os.pwrite(files[1], header_like(50 << 20), HEADER_BYTES)
     writer.enter(files[1], SALT, POSITION, 1, 7, at, end)
-    writer.append(b"data")
+    writer.append(None, b"data")
     before = bytes_read()
     found = search_frames(files[1], SALT, POSITION, HEADER_BYTES, end, 1, 1)
     assert found[:4] == (0, 1, 1, at + frame_bytes(4))
@@ -386,7 +468,7 @@ def test_words_are_published_in_the_control_file(writer, files):
         block = os.pread(files[0], CONTROL_BYTES, 0)
         return [int.from_bytes(block[at : at + 8], "little") for at in range(256, 640, 64)]
 
-    writer.append(b"x")
+    writer.append(None, b"x")
     tail = POSITION + frame_bytes(1)
     assert words() == [tail, 0, 0, 1, 0, 1]
     writer.sync()

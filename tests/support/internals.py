@@ -143,6 +143,7 @@ log_appender = appender
 # aiommap._native
 Blocks = _native.Blocks
 LogCursor = _native.LogCursor
+LogReceipt = _native.LogReceipt
 LogRecord = _native.LogRecord
 LogWriter = _native.LogWriter
 PoolCommit = _native.PoolCommit
@@ -153,6 +154,7 @@ crc32c = _native.crc32c
 CRC32C_WAYS = CRC32C_TABLE, *_ = range(3)
 find_record = _native.find_record
 search_frames = _native.search_frames
+time_slice_renew = _native.time_slice_renew
 
 # aiommap._pages
 Pager = pager.Pager

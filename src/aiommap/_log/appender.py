@@ -5,6 +5,9 @@ flight, gather in a queue. A batch makes one store, at most one flush and one pu
 answers every append in it. It runs in a thread of the engine, or in a worker if it needs more than
 those three steps. While no batch is in flight, the loop thread stores an append that need not be
 durable at once. If such an inline store had to wait, other threads store for a while.
+
+An inline append that finds nothing in the way grants the next ones: up to an offset of the segment,
+and as long as nothing is submitted to the queue, one native call stores and answers them.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from .receipt import LogReceipt, LogStatistics, ReceiptOwner
 from .writer import Tell, Writer
 
 #: How long workers store after an inline store had to wait.
-SLOW_SECONDS = 0.1
+SLOW_NS = 100_000_000
 #: Fewer appends than this always share one commit: each would cost the device more in two.
 SHARED_AT_LEAST = 64
 #: About how many tasks that append a loop can wake in a second.
@@ -96,7 +99,8 @@ class Appender:
             this process opened it.
         may_inline: whether records may be stored on the loop thread at all.
         max_record: bytes of the largest record.
-        queue: the batch queue of appends and requests.
+        append_granted: stores a record inline if that needs no look at the log, and returns its
+            receipt; else it returns None.
         join: has a record join the batch that gathers, and returns what to await for its receipt;
             None if it has to come by the queue.
         wait: makes what to await for the receipt of a record that comes by the queue.
@@ -113,22 +117,21 @@ class Appender:
         "_dirty_since",
         "_flush_spawned",
         "_gather",
-        "_inline",
         "_native",
         "_passive",
         "_place",
         "_policy",
         "_prepared",
         "_preparing",
+        "_queue",
         "_seconds",
-        "_slow_until",
         "_trigger",
         "_workers",
         "_writer",
+        "append_granted",
         "join",
         "max_record",
         "may_inline",
-        "queue",
         "ready",
         "thread",
         "wait",
@@ -146,22 +149,22 @@ class Appender:
         self._workers = workers
         self._writer = writer
         self._native = writer.native
-        self._native.bind_loop_thread()
+        self._native.bind_loop_thread(LogReceipt)
+        self.append_granted: Callable[[ReceiptOwner, object], LogReceipt | None]
+        self.append_granted = self._native.append_granted
         self.thread: int = this_thread()
         self._policy = policy
         self._passive = policy.passive
         self.max_record: int = segment_size - RESERVED_BYTES
         self.may_inline: bool = inline_writes and writer.local and not policy.flush_each_write
         self._gather = self._make_gather()
-        self.queue: BatchQueue[Item, int] = BatchQueue(workers, self._begin, gather=self._gather)
+        self._queue: BatchQueue[Item, int] = BatchQueue(workers, self._begin, gather=self._gather)
         self._begin_in_worker = as_jobs(workers, workers.flushes, writer.run, self._ran)
         self._device = writer.device
         #: The place of the log in the engine; made by the first batch.
         self._place: PoolQueue | None = None
-        self._slow_until = 0.0
         #: How many seconds commits took lately: an average.
         self._seconds = 0.0
-        self._inline = 0
         self._trigger = FlushTrigger(policy)
         self._trigger.began(self._native.position, writer.last)
         self._dirty_since: float | None = None
@@ -189,6 +192,7 @@ class Appender:
     def refuse(self) -> None:
         """Have every append check the state of the log from now on."""
         self.ready = False
+        self._grant(0)
         if self._gather is not None:
             self._gather.refuse()
 
@@ -196,37 +200,46 @@ class Appender:
         if self._writer.failure is not None:
             self.refuse()
 
-    def append_inline(self, data: bytes | memoryview) -> int | None:
-        """Store on the loop thread if possible; return None if the record has to be queued."""
+    def append_inline(self, owner: ReceiptOwner, data: bytes | memoryview) -> LogReceipt | None:
+        """Store on the loop thread if possible; return None if the record has to be queued.
+
+        Then grant the next appends what this one has checked.
+        """
         writer, native = self._writer, self._native
-        if not self.ready or self.queue.busy or writer.needs_life:
-            return None
-        if self._slow_until and self._is_slow():
+        if not self.ready or self._queue.busy or writer.needs_life or self._is_slow():
             return None
         if self._policy.dirty_limit is not None and not self._has_room(len(data)):
             return None
         try:
-            sequence = native.append(data)
+            receipt: LogReceipt | None = native.append(owner, data)
         except OSError as error:
-            try:
-                writer.note_failed_store(error)
-            finally:
-                self._refuse_if_failed()
+            self.note_failed_store(error)
             raise
-        if sequence is None:
+        if receipt is None:
             return None
-        self._inline += 1
-        if native.waited:
-            native.waited = False
-            self._slow_until = time.monotonic() + SLOW_SECONDS
-        if not self._passive:
-            self._plan_flush()
         if not self._preparing and writer.wants_standby:
             self._prepare_standby()
-        return sequence
+        if not self._passive:
+            self._plan_flush()
+        elif not self._is_slow():
+            whole = self._preparing or writer.has_standby
+            self._grant(native.limit if whole else native.limit // 2)
+        return receipt
+
+    def _grant(self, until: int) -> None:
+        """Let appends that end up to an offset of the segment be stored without another check."""
+        self._native.granted_until = until
+
+    def note_failed_store(self, error: OSError) -> None:
+        """Note that an inline store failed; raise instead what latched, if it did."""
+        try:
+            self._writer.note_failed_store(error)
+        finally:
+            self._refuse_if_failed()
 
     def _is_slow(self) -> bool:
-        return time.monotonic() < self._slow_until
+        waited = self._native.waited_ns
+        return waited != 0 and time.monotonic_ns() < waited + SLOW_NS
 
     def _has_room(self, length: int) -> bool:
         limit = self._policy.dirty_limit
@@ -237,24 +250,30 @@ class Appender:
         if this_thread() != self.thread:
             self._workers.check_loop("a log")
         wait = self.wait(owner)
-        self.queue.enqueue(data, waiter=wait)
+        self._grant(0)
+        self._queue.enqueue(data, waiter=wait)
         return wait
+
+    def submit(self, item: Item, *, withdrawable: bool = True) -> Awaitable[int]:
+        """Have an item come by the queue; return what to await, at once, for its result."""
+        self._grant(0)
+        return self._queue.submit(item, withdrawable=withdrawable)
 
     async def abandon(self, error: BaseException, waiter: object) -> None:
         """Withdraw what a cancelled task appended, or wait it out."""
         # After GeneratorExit the loop is gone, and nothing can be awaited.
         if not isinstance(error, GeneratorExit):
-            await self.queue.leave_early(waiter)
+            await self._queue.leave_early(waiter)
 
     async def flush(self, sequence: int) -> None:
         """Make all records durable, unless those up to ``sequence`` are already."""
         if self._writer.durable < sequence:
-            await self.queue.submit(_FLUSH)
+            await self.submit(_FLUSH)
 
     @property
     def pending(self) -> int:
         """The sequence that a flush has to reach; it counts records in flight or in the queue."""
-        return self._writer.last + self.queue.busy
+        return self._writer.last + self._queue.busy
 
     def _begin(
         self, kind: Kind, items: list[Item], done: Callable[[Sequence[Outcome]], None]
@@ -308,7 +327,7 @@ class Appender:
     def _share(self, landed: int, seconds: float) -> None:
         """Decide how many appends may share the next commit."""
         self._seconds += (seconds - self._seconds) / 8
-        self.queue.limit(most_together(landed + self.queue.gathered, self._seconds))
+        self._queue.limit(most_together(landed + self._queue.gathered, self._seconds))
 
     def _begin_in_engine(self, items: list[Item], landed: Tell) -> bool:
         try:
@@ -322,8 +341,6 @@ class Appender:
         """Plan the next flush and the next segment after a batch; on the loop."""
         writer = self._writer
         self._refuse_if_failed()
-        if self._slow_until and not self._is_slow():
-            self._slow_until = 0.0
         if not self._passive:
             self._plan_flush()
         if not self._preparing and self.ready and writer.wants_standby:
@@ -367,7 +384,7 @@ class Appender:
 
     async def _flush_unasked(self) -> None:
         try:
-            await self.queue.submit(_FLUSH)
+            await self.submit(_FLUSH)
         except Exception:  # noqa: S110  the failure latched: append, flush and close raise it
             pass
         finally:
@@ -393,7 +410,7 @@ class Appender:
         return LogStatistics(
             appended_records=writer.last - self._began_records,
             appended_bytes=self._native.position - self._began_bytes,
-            inline_appends=self._inline,
+            inline_appends=self._native.inline_appends,
             batches=counts.batches,
             flushes=counts.flushes,
             flush_group=counts.flushed_records / counts.flushes if counts.flushes else 0.0,
@@ -413,13 +430,13 @@ class Appender:
     async def close(self) -> None:
         """Finish what was begun, flush unless the policy is ``never()``, and close the writer."""
         writer, workers = self._writer, self._workers
-        while self.queue.busy:
-            await self.queue.settle()
+        while self._queue.busy:
+            await self._queue.settle()
         failure: BaseException | None = writer.failure
         clean = self._policy.flush_at_close
         if clean and failure is None and writer.durable < writer.last:
             try:
-                await self.queue.submit(_FLUSH, withdrawable=False)
+                await self.submit(_FLUSH, withdrawable=False)
             except Exception as error:
                 failure = error
         if self._prepared is not None:

@@ -18,7 +18,7 @@ from .._core.paths import absolute_path
 from .._errors import AccessModeError, ForkedError
 from .._flush_policy import MANUAL, FlushPolicy
 from .._hub.opening import Opening
-from .._native import export_bytes, time_slice_spent
+from .._native import export_bytes
 from .._runtime.blocks import close_after
 from .._runtime.event_loop import Event
 from .._runtime.loops import spawn, wait_out
@@ -236,19 +236,21 @@ class Log:
         if appender is None:
             raise self._not_writable("append to")
         if appender.may_inline:
-            data = export_bytes(data)
-            if len(data) > appender.max_record:
-                raise self._too_large(len(data), appender)
-            sequence = appender.append_inline(data)
-            if sequence is not None:
-                if time_slice_spent():
-                    await self.workers.checkpoint_if_due()
-                return LogReceipt(self, sequence)
+            try:
+                receipt = appender.append_granted(self, data)
+            except OSError as error:
+                appender.note_failed_store(error)
+                raise
+            if receipt is not None:
+                return receipt
+            data = self._checked(appender, data)
+            if (receipt := appender.append_inline(self, data)) is not None:
+                await self.workers.checkpoint_if_due()
+                return receipt
         wait = appender.join(self, data)
         if wait is None:
-            data = export_bytes(data)
-            if len(data) > appender.max_record:
-                raise self._too_large(len(data), appender)
+            if not appender.may_inline:
+                data = self._checked(appender, data)
             if not appender.ready:
                 self._check_writing()
             wait = appender.enqueue(self, data)
@@ -271,23 +273,23 @@ class Log:
         Raises, Cancellation, Durability, Concurrency: as ``append``; if one item is refused, none
             is appended.
         """
-        given = each_of(items, "items", 'give the data of records, such as [b"data"]')
-        records: list[Buffer] = [export_bytes(data) for data in given]
-        if not records:
+        if not (given := [*each_of(items, "items", 'give the data of records, such as [b"data"]')]):
             raise ValueError("append_many got no records: give at least one")
         appender = self._check_writing()
-        longest = max(memoryview(data).nbytes for data in records)
-        if longest > appender.max_record:
-            raise self._too_large(longest, appender)
+        records: list[Buffer] = [self._checked(appender, data) for data in given]
         if len(records) == 1:
             return await self.append(records[0])
-        sequence = await appender.queue.submit(Together(records))
+        sequence = await appender.submit(Together(records))
         return LogReceipt(self, sequence, len(records))
 
-    def _too_large(self, length: int, appender: Appender) -> ValueError:
-        return ValueError(
-            f"a record of {length} bytes does not fit into a segment of {self.folder}: at most "
-            f"{appender.max_record} do; open the log with a larger segment_size"
+    def _checked(self, appender: Appender, data: object) -> bytes | memoryview:
+        """Export the data of a record, which must not be too large."""
+        exported, most = export_bytes(data), appender.max_record
+        if len(exported) <= most:
+            return exported
+        raise ValueError(
+            f"a record of {len(exported)} bytes does not fit into a segment of {self.folder}: "
+            f"at most {most} do; open the log with a larger segment_size"
         )
 
     def _not_writable(self, operation: str) -> AccessModeError:
@@ -316,7 +318,7 @@ class Log:
         Cancellation: withdrawn, or waited out once it has begun.
         Durability: none.
         """
-        await self._check_writing("start to write back").queue.submit(Writeback())
+        await self._check_writing("start to write back").submit(Writeback())
 
     async def _make_durable(self, sequence: int) -> None:
         await self._check_writing("flush").flush(sequence)
@@ -389,7 +391,7 @@ class Log:
         appender = self._check_writing("discard records of")
         if not 1 <= number <= self.last + 1:
             raise ValueError(f"before is {number}: give a sequence from 1 to {self.last + 1}")
-        await appender.queue.submit(Discard(number))
+        await appender.submit(Discard(number))
 
     async def segments(self) -> tuple[LogSegment, ...]:
         """List the segments that are not discarded, oldest first, after reading each header.

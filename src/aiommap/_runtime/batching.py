@@ -118,13 +118,15 @@ def as_jobs(
 class Batch(Generic[Item, Result]):
     """Items, and the waiter of each at the same place."""
 
-    __slots__ = ("_over", "begun", "items", "kind", "outcomes", "waiters")
+    __slots__ = ("_fixed", "_over", "begun", "items", "kind", "outcomes", "waiters")
 
     def __init__(self, kind: Kind) -> None:
         self.kind = kind
         self.items: list[Item] = []
         self.waiters: list[Waiter[Result | BaseException]] = []
         self.begun = False
+        #: The waiters of a batch that has begun, once somebody leaves it: very many may.
+        self._fixed: frozenset[Waiter[Result | BaseException]] | None = None
         self.outcomes: Outcomes[Result] | None = None
         self._over: Event | None = None
 
@@ -137,6 +139,14 @@ class Batch(Generic[Item, Result]):
         """Return the items; from now on none is taken out."""
         self.begun = True
         return self.items
+
+    def has(self, waiter: Waiter[Result | BaseException]) -> bool:
+        """Tell whether somebody waits for this batch."""
+        if not self.begun:
+            return waiter in self.waiters
+        if self._fixed is None:
+            self._fixed = frozenset(self.waiters)
+        return waiter in self._fixed
 
     def withdraw(self, waiter: Waiter[Result | BaseException]) -> bool:
         if not self.begun:
@@ -288,7 +298,7 @@ class BatchQueue(Generic[Item, Result]):
 
     def _gathering(self, kind: Kind) -> Batch[Item, Result]:
         """Make the batch that gathers from now on."""
-        batch = Batch[Item, Result](kind)
+        batch: Batch[Item, Result] = Batch(kind)  # a subscript here would take 2 us
         self._waiting.append(batch)
         if self._gather is not None:
             self._gather.open(batch.items, batch.waiters)
@@ -340,15 +350,17 @@ class BatchQueue(Generic[Item, Result]):
         if withdrawable and batch.withdraw(waiter):
             return
         await wait_out(batch.over(self._workers.event))
+        if self._discard is None:
+            return
         assert batch.outcomes is not None
         outcome = batch.outcomes[batch.waiters.index(waiter)]
-        if self._discard is not None and not isinstance(outcome, BaseException):
+        if not isinstance(outcome, BaseException):
             await self._discard(outcome)
 
     async def leave_early(self, waiter: Any) -> None:
         """Leave the batch of a waiter, unless it has ended."""
         for batch in self._batches():
-            if waiter in batch.waiters:
+            if batch.has(waiter):
                 await self.leave(batch, waiter, withdrawable=True)
                 return
 
@@ -360,7 +372,7 @@ class BatchQueue(Generic[Item, Result]):
     @property
     def gathered(self) -> int:
         """The number of items whose batches have not begun."""
-        return sum(len(batch.items) for batch in self._waiting)
+        return sum([len(batch.items) for batch in self._waiting]) if self._waiting else 0
 
     def waiting(self) -> list[Item]:
         """The items whose batches have not begun."""

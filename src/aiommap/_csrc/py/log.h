@@ -8,7 +8,7 @@
 #include "../sys/log_store.h"
 #include "../sys/log_walk.h"
 
-extern PyType_Spec log_record_spec, log_cursor_spec, log_writer_spec;
+extern PyType_Spec log_cursor_spec, log_writer_spec;
 extern PyMethodDef log_functions[];
 
 #endif

@@ -6,16 +6,10 @@
 #include <structmember.h>
 
 #include "awaited.h"
+#include "log_record.h"
 #include "state.h"
 
 #include "../sys/forks.h"
-
-typedef struct {
-    PyObject_HEAD
-    PyObject *owner;             /* constant, strong */
-    unsigned long long sequence; /* constant */
-    Py_ssize_t count;            /* constant */
-} LogReceipt;
 
 typedef struct {
     Awaited awaited;
@@ -45,69 +39,6 @@ typedef struct {
     bool holds;              /* the next answer waits for `wake` */
     struct answer held;
 } LogGather;
-
-/* LogReceipt. */
-
-static PyObject *receipt_make(PyTypeObject *type, PyObject *owner, uint64_t sequence,
-                              Py_ssize_t count)
-{
-    LogReceipt *self = (LogReceipt *)PyType_GenericAlloc(type, 0);
-    if (!self)
-        return NULL;
-    self->owner = Py_NewRef(owner);
-    self->sequence = sequence;
-    self->count = count;
-    return (PyObject *)self;
-}
-
-static PyObject *receipt_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
-{
-    static char *names[] = {"owner", "sequence", "count", NULL};
-    PyObject *owner;
-    unsigned long long sequence;
-    Py_ssize_t count = 1;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OK|n:LogReceipt", names, &owner, &sequence,
-                                     &count))
-        return NULL;
-    return receipt_make(type, owner, sequence, count);
-}
-
-static int receipt_traverse(LogReceipt *self, visitproc visit, void *arg)
-{
-    Py_VISIT(Py_TYPE((PyObject *)self));
-    Py_VISIT(self->owner);
-    return 0;
-}
-
-static void receipt_dealloc(LogReceipt *self)
-{
-    PyObject_GC_UnTrack(self);
-    Py_XDECREF(self->owner);
-    object_free(self);
-}
-
-static PyMemberDef receipt_members[] = {
-    {"_owner", T_OBJECT_EX, offsetof(LogReceipt, owner), READONLY, NULL},
-    {"sequence", T_ULONGLONG, offsetof(LogReceipt, sequence), READONLY, NULL},
-    {"count", T_PYSSIZET, offsetof(LogReceipt, count), READONLY, NULL},
-    {NULL, 0, 0, 0, NULL},
-};
-
-static PyType_Slot receipt_slots[] = {
-    {Py_tp_new, receipt_new},
-    {Py_tp_dealloc, receipt_dealloc},
-    {Py_tp_traverse, receipt_traverse},
-    {Py_tp_members, receipt_members},
-    {0, NULL},
-};
-
-PyType_Spec log_receipt_spec = {
-    .name = "aiommap.LogReceipt",
-    .basicsize = sizeof(LogReceipt),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE |
-             Py_TPFLAGS_IMMUTABLETYPE,
-    .slots = receipt_slots,
-};
 
 /* LogWait. */
 
@@ -151,15 +82,12 @@ PyType_Spec log_wait_spec = {
 
 static PyObject *gather_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(kwargs))
 {
-    PyTypeObject *receipt_type;
-    PyObject *loop, *call_soon;
+    PyObject *receipt_type, *loop, *call_soon;
     Py_ssize_t max_record;
-    if (!PyArg_ParseTuple(args, "O!OOn:LogGather", &PyType_Type, &receipt_type, &loop, &call_soon,
-                          &max_record))
+    if (!PyArg_ParseTuple(args, "OOOn:LogGather", &receipt_type, &loop, &call_soon, &max_record) ||
+        !log_is_receipt_type(type, receipt_type))
         return NULL;
     const struct native_state *state = PyType_GetModuleState(type);
-    if (!PyType_IsSubtype(receipt_type, state->log_receipt_type))
-        return PyErr_Format(PyExc_TypeError, "%R is no LogReceipt", receipt_type);
     PyObject *asyncio = PyImport_ImportModule("asyncio");
     PyObject *current_task = asyncio ? PyObject_GetAttrString(asyncio, "current_task") : NULL;
     Py_XDECREF(asyncio);
@@ -168,7 +96,7 @@ static PyObject *gather_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNU
         Py_XDECREF(current_task);
         return NULL;
     }
-    self->receipt_type = (PyTypeObject *)Py_NewRef((PyObject *)receipt_type);
+    self->receipt_type = (PyTypeObject *)Py_NewRef(receipt_type);
     self->wait_type = (PyTypeObject *)Py_NewRef((PyObject *)state->log_wait_type);
     self->loop = Py_NewRef(loop);
     self->call_soon = Py_NewRef(call_soon);
@@ -303,8 +231,8 @@ static bool answer_append(const LogGather *self, LogWait *wait, PyObject *outcom
 {
     bool raises = !PyLong_CheckExact(outcome);
     PyObject *told = raises ? Py_NewRef(outcome)
-                            : receipt_make(self->receipt_type, wait->owner,
-                                           PyLong_AsUnsignedLongLong(outcome), 1);
+                            : log_receipt_make(self->receipt_type, wait->owner,
+                                               PyLong_AsUnsignedLongLong(outcome), 1);
     if (!told) {
         told = caught();
         raises = true;

@@ -1,5 +1,5 @@
 /* log_gather.h: LogGather, where appends join the batch of a log that gathers, and are answered;
- * LogWait, what a task of asyncio awaits for one of them; and the base of LogReceipt.
+ * LogWait, what a task of asyncio awaits for one of them.
  *
  * Where a flush serves hundreds of appends, the time that each takes on the loop limits their number
  * (docs/decisions). The batch itself is Python's: two lists, of which this one knows while they
@@ -10,6 +10,6 @@
 
 #include "api.h"
 
-extern PyType_Spec log_gather_spec, log_receipt_spec, log_wait_spec;
+extern PyType_Spec log_gather_spec, log_wait_spec;
 
 #endif

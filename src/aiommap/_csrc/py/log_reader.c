@@ -1,4 +1,4 @@
-/* log_reader.c: records as Python sees them, and the cursor that makes them out of segments.
+/* log_reader.c: the LogCursor type, which makes records out of segments.
  *
  * One thread at a time uses a cursor; the Python side sees to that. `take` takes one record, and
  * grants some more. `async for` gets those without calling Python, one by one, so that the bytes of
@@ -6,6 +6,7 @@
  */
 #include "log.h"
 #include "log_next.h"
+#include "log_record.h"
 #include "state.h"
 
 #include <errno.h>
@@ -30,13 +31,6 @@ enum cursor_state {
 
 typedef struct {
     PyObject_HEAD
-    unsigned long long sequence; /* constant */
-    PyObject *data;              /* constant */
-    unsigned int life;           /* constant */
-} LogRecord;
-
-typedef struct {
-    PyObject_HEAD
     PyTypeObject *record_type; /* constant */
     PyTypeObject *next_type;   /* constant */
     /* The rest: GIL, and changed by whoever runs the one call that may be under way. */
@@ -57,58 +51,6 @@ typedef struct {
     PyObject *spare; /* a LogNext that is over, or NULL */
     unsigned long generation; /* constant; in a forked child fork_generation is another */
 } LogCursor;
-
-static PyObject *record_make(PyTypeObject *type, uint64_t sequence, uint32_t life, PyObject *data)
-{
-    LogRecord *self = (LogRecord *)PyType_GenericAlloc(type, 0);
-    if (!self) {
-        Py_DECREF(data);
-        return NULL;
-    }
-    self->sequence = sequence;
-    self->life = life;
-    self->data = data;
-    return (PyObject *)self;
-}
-
-static PyObject *record_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
-{
-    static char *names[] = {"sequence", "data", "life", NULL};
-    unsigned long long sequence;
-    unsigned int life;
-    PyObject *data;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "KSI:LogRecord", names, &sequence, &data, &life))
-        return NULL;
-    return record_make(type, sequence, life, Py_NewRef(data));
-}
-
-static void record_dealloc(LogRecord *self)
-{
-    Py_XDECREF(self->data);
-    object_free(self);
-}
-
-#define RECORD_FIELD(name, kind) {#name, kind, offsetof(LogRecord, name), READONLY, NULL}
-static PyMemberDef record_members[] = {
-    RECORD_FIELD(sequence, T_ULONGLONG),
-    RECORD_FIELD(data, T_OBJECT_EX),
-    RECORD_FIELD(life, T_UINT),
-    {NULL, 0, 0, 0, NULL},
-};
-
-static PyType_Slot record_slots[] = {
-    {Py_tp_new, record_new},
-    {Py_tp_dealloc, record_dealloc},
-    {Py_tp_members, record_members},
-    {0, NULL},
-};
-
-PyType_Spec log_record_spec = {
-    .name = "aiommap.LogRecord",
-    .basicsize = sizeof(LogRecord),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_IMMUTABLETYPE,
-    .slots = record_slots,
-};
 
 /* The state of the module that a type, or a base of it, belongs to; NULL with an exception. */
 static const struct native_state *state_of(PyTypeObject *type)
@@ -230,7 +172,7 @@ static void pass(LogCursor *self, const struct frame *frame)
 static PyObject *keep(LogCursor *self, const struct frame *frame, PyObject *data)
 {
     PyObject *record =
-        data ? record_make(self->record_type, frame->sequence, frame->life, data) : NULL;
+        data ? log_record_make(self->record_type, frame->sequence, frame->life, data) : NULL;
     if (record)
         pass(self, frame);
     return record;
@@ -385,6 +327,16 @@ static bool may_go_on(const LogCursor *self)
     return self->granted && self->generation == fork_generation;
 }
 
+/* Whether the buffer ended before a granted record did, and holds more now. If this reads in vain or
+ * fails, Python has to look, and `take` reads once more. */
+static bool read_on(LogCursor *self, const struct frame *frame, enum frame_verdict verdict)
+{
+    int error = 0;
+    return verdict == FRAME_INCOMPLETE && self->state != CURSOR_END &&
+           frame_bytes(frame->length) <= BUFFER_BYTES && self->offset < self->granted_end &&
+           !PyErr_Occurred() && fill_now(self, self->granted_end, &error);
+}
+
 static PyObject *take_granted(PyObject *cursor)
 {
     LogCursor *self = (LogCursor *)cursor;
@@ -393,6 +345,8 @@ static PyObject *take_granted(PyObject *cursor)
     if (!may_go_on(self))
         return NULL;
     PyObject *record = take_buffered(self, self->granted_end, &frame, &verdict);
+    if (!record && read_on(self, &frame, verdict))
+        record = take_buffered(self, self->granted_end, &frame, &verdict);
     self->granted = record ? self->granted - 1 : 0;
     return record;
 }

@@ -5,6 +5,8 @@
  */
 #include "log_writer.h"
 
+#include "log_record.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,6 +18,7 @@
 #include "../sys/forks.h"
 #include "../sys/guard.h"
 #include "../sys/thread_waits.h"
+#include "../sys/time_slice.h"
 
 /* A write takes no more records once it has this much. */
 #define BATCH_BYTES ((size_t)1 << 20)
@@ -56,6 +59,7 @@ static void writer_dealloc(LogWriter *self)
     if (self->page)
         munmap(self->page, CONTROL_BYTES);
     guard_remove();
+    Py_XDECREF((PyObject *)self->receipt_type);
     free(self->room);
     object_free(self);
 }
@@ -86,10 +90,14 @@ static PyObject *writer_enter(LogWriter *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
-static PyObject *writer_bind_loop_thread(LogWriter *self, PyObject *Py_UNUSED(unused))
+/* bind_loop_thread(receipt_type) */
+static PyObject *writer_bind_loop_thread(LogWriter *self, PyObject *receipt_type)
 {
+    if (!log_is_receipt_type(Py_TYPE((PyObject *)self), receipt_type))
+        return NULL;
+    Py_XDECREF((PyObject *)self->receipt_type);
+    self->receipt_type = (PyTypeObject *)Py_NewRef(receipt_type);
     self->loop_thread = pthread_self();
-    self->bound = true;
     Py_RETURN_NONE;
 }
 
@@ -188,49 +196,88 @@ static bool fits(const LogWriter *self, int64_t at, uint64_t sequence, uint64_t 
            at + (int64_t)bytes + FRAME_HEADER_BYTES <= self->limit;
 }
 
-static PyObject *writer_append(LogWriter *self, PyObject *data)
+/* Whether this is the process and the thread that may store inline, and there is a number left. */
+static bool may_append(const LogWriter *self)
 {
-    Py_buffer buffer;
-    if (self->generation != fork_generation || self->fd < 0 || !self->bound ||
-        self->sequence >= INT64_MAX ||
-        !pthread_equal(self->loop_thread, pthread_self()))
-        Py_RETURN_NONE;
-    if (PyObject_GetBuffer(data, &buffer, PyBUF_SIMPLE))
-        return NULL;
-    size_t whole = (size_t)frame_bytes((uint64_t)buffer.len);
-    char *to = NULL;
-    if ((size_t)buffer.len <= INLINE_RECORD_BYTES && fits(self, self->at, self->sequence, whole))
-        to = log_room_for(self, whole);
-    if (!to) {
-        PyBuffer_Release(&buffer);
-        Py_RETURN_NONE;
-    }
-    int error;
-    bool reached = false;
-    Py_BEGIN_ALLOW_THREADS
-    int64_t begun = monotonic_clock();
+    return self->generation == fork_generation && self->fd >= 0 && self->receipt_type &&
+           self->sequence < INT64_MAX && pthread_equal(self->loop_thread, pthread_self());
+}
+
+/* Lay out, store and publish a record, without the GIL; 0 or an errno number. */
+static int store_one(LogWriter *self, char *to, const void *data, size_t length, int64_t begun)
+{
+    size_t whole = (size_t)frame_bytes(length);
     if (begun - self->stored_ns > SOON_NS)
         self->waits = thread_waits();
-    encode_at(self, to, self->at, FRAME_RECORD, self->sequence, buffer.buf, (size_t)buffer.len);
-    error = log_put(self->fd, to, whole, self->at);
-    if (!error) {
-        self->at += (int64_t)whole;
-        self->sequence++;
-        reached = publish(self);
-        self->stored_ns = monotonic_clock();
-        /* A thread that merely lost the processor for a while did not wait for the disk. */
-        if (self->stored_ns - begun > SLOW_STORE_NS && thread_waits() != self->waits) {
-            self->waited = true;
-            self->stored_ns = 0;
-        }
-    }
-    Py_END_ALLOW_THREADS
-    PyBuffer_Release(&buffer);
+    encode_at(self, to, self->at, FRAME_RECORD, self->sequence, data, length);
+    int error = log_put(self->fd, to, whole, self->at);
     if (error)
+        return error;
+    self->at += (int64_t)whole;
+    self->sequence++;
+    if (!publish(self))
+        return EFAULT;
+    self->stored_ns = monotonic_clock();
+    /* A thread that merely lost the processor for a while did not wait for the disk. */
+    if (self->stored_ns - begun > SLOW_STORE_NS && thread_waits() != self->waits) {
+        self->waited_ns = self->stored_ns;
+        self->granted_until = 0;
+        self->stored_ns = 0;
+    }
+    return 0;
+}
+
+/* Append a record if it is small and fits; return its receipt or None. */
+static PyObject *append_one(LogWriter *self, PyObject *owner, const void *data, Py_ssize_t length,
+                            int64_t begun)
+{
+    size_t whole = (size_t)frame_bytes((uint64_t)length);
+    char *to = NULL;
+    int error;
+    if ((size_t)length <= INLINE_RECORD_BYTES && fits(self, self->at, self->sequence, whole))
+        to = log_room_for(self, whole);
+    if (!to)
+        Py_RETURN_NONE;
+    Py_BEGIN_ALLOW_THREADS
+    error = store_one(self, to, data, (size_t)length, begun);
+    Py_END_ALLOW_THREADS
+    if (error) {
+        self->granted_until = 0;
         return os_error(error);
-    if (!reached)
-        return os_error(EFAULT);
-    return PyLong_FromUnsignedLongLong(self->sequence - 1);
+    }
+    self->inline_appends++;
+    return log_receipt_make(self->receipt_type, owner, self->sequence - 1, 1);
+}
+
+/* append(owner, data) */
+static PyObject *writer_append(LogWriter *self, PyObject *const *args, Py_ssize_t count)
+{
+    Py_buffer buffer;
+    if (count != 2)
+        return PyErr_Format(PyExc_TypeError, "append() takes a log and data");
+    if (!may_append(self))
+        Py_RETURN_NONE;
+    if (PyObject_GetBuffer(args[1], &buffer, PyBUF_SIMPLE))
+        return NULL;
+    PyObject *receipt = append_one(self, args[0], buffer.buf, buffer.len, monotonic_clock());
+    PyBuffer_Release(&buffer);
+    return receipt;
+}
+
+/* append_granted(owner, data): all that most appends need, in one call. */
+static PyObject *writer_append_granted(LogWriter *self, PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 2)
+        return PyErr_Format(PyExc_TypeError, "append_granted() takes a log and data");
+    if (!PyBytes_CheckExact(args[1]))
+        Py_RETURN_NONE;
+    Py_ssize_t length = PyBytes_Size(args[1]);
+    if (self->at + (int64_t)frame_bytes((uint64_t)length) > self->granted_until)
+        Py_RETURN_NONE;
+    int64_t now = monotonic_clock();
+    if (time_slice_is_spent(&thread_time_slice, now) || !may_append(self))
+        Py_RETURN_NONE;
+    return append_one(self, args[0], PyBytes_AsString(args[1]), length, now);
 }
 
 bool log_take_items(const LogWriter *self, PyObject *items, Py_ssize_t start, int64_t at,
@@ -400,8 +447,9 @@ static PyObject *writer_get_position(LogWriter *self, void *Py_UNUSED(closure))
 
 static PyMethodDef writer_methods[] = { /* documented in _native_log.pyi */
     {"enter", (PyCFunction)writer_enter, METH_VARARGS, NULL},
-    {"bind_loop_thread", (PyCFunction)writer_bind_loop_thread, METH_NOARGS, NULL},
-    {"append", (PyCFunction)writer_append, METH_O, NULL},
+    {"bind_loop_thread", (PyCFunction)writer_bind_loop_thread, METH_O, NULL},
+    {"append", (PyCFunction)(void (*)(void))writer_append, METH_FASTCALL, NULL},
+    {"append_granted", (PyCFunction)(void (*)(void))writer_append_granted, METH_FASTCALL, NULL},
     {"store", (PyCFunction)writer_store, METH_VARARGS, NULL},
     {"close", (PyCFunction)writer_close, METH_NOARGS, NULL},
     {"begin_commit", (PyCFunction)log_begin_commit, METH_VARARGS, NULL},
@@ -421,7 +469,9 @@ static PyMemberDef writer_members[] = {
     FIELD("sequence", sequence, T_ULONGLONG, 0),
     FIELD("durable", durable, T_ULONGLONG, 0),
     FIELD("life", life, T_UINT, 0),
-    FIELD("waited", waited, T_BOOL, 0),
+    FIELD("waited_ns", waited_ns, T_LONGLONG, READONLY),
+    FIELD("granted_until", granted_until, T_LONGLONG, 0),
+    FIELD("inline_appends", inline_appends, T_ULONGLONG, READONLY),
     {NULL, 0, 0, 0, NULL},
 };
 

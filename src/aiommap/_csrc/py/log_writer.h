@@ -13,8 +13,8 @@ typedef struct {
 
     /* GIL; written by log_writer.c. */
     char *page;            /* the control file, mapped; NULL once closed */
-    pthread_t loop_thread; /* the one that may append inline */
-    bool bound;            /* whether there is one */
+    pthread_t loop_thread; /* the one that may append inline, if there is a type of receipts */
+    PyTypeObject *receipt_type;
 
     /* By one thread at a time, that of the call under way; written by log_writer.c and Python. */
     int fd;
@@ -27,7 +27,9 @@ typedef struct {
     size_t room_bytes;
     long waits; /* how often the loop thread had waited, before its last store or one just before that */
     int64_t stored_ns; /* when the last inline store ended */
-    bool waited; /* an inline store had to wait for something */
+    int64_t waited_ns; /* when an inline store last had to wait for something; or 0 */
+    int64_t granted_until; /* where records may end that are stored without asking Python; or 0 */
+    uint64_t inline_appends; /* how many records were stored inline */
 } LogWriter;
 
 /* The buffers of one write, taken while the GIL is held and used without it. */

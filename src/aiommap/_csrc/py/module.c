@@ -12,6 +12,7 @@
 #include "log.h"
 #include "log_gather.h"
 #include "log_next.h"
+#include "log_record.h"
 #include "mapping.h"
 #include "mapping_type.h"
 #include "pool_commit.h"
