@@ -344,10 +344,13 @@ static PyObject *take_granted(PyObject *cursor)
     enum frame_verdict verdict;
     if (!may_go_on(self))
         return NULL;
+    unsigned int granted = self->granted;
+    self->granted = 0; /* nobody takes a granted record while this reads */
     PyObject *record = take_buffered(self, self->granted_end, &frame, &verdict);
     if (!record && read_on(self, &frame, verdict))
         record = take_buffered(self, self->granted_end, &frame, &verdict);
-    self->granted = record ? self->granted - 1 : 0;
+    if (record)
+        self->granted = granted - 1;
     return record;
 }
 
