@@ -6,26 +6,57 @@ import asyncio
 import os
 import queue
 import statistics
+import time
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
+from aiommap.remote import ObstoreSource, RemoteCache, RemoteState
 from tests.support.internals import crc32c
 
 from ._harness import Report, rate
 from ._remote_peers import BLOCK, READ, by_fsspec, has_fsspec
 from ._remote_setting import Setting, turns
 
+Way = Callable[[Setting, Sequence[int]], Awaitable[float]]
+
 TASKS = 64
 WORKERS = 16
 #: As many threads keep two processors busy if a GET takes less than a millisecond.
 FEW_WORKERS = 4
+#: How much longer each GET takes from a store that is far away.
+FAR_SECONDS = 0.02
 
 
 async def by_us(setting: Setting, offsets: Sequence[int], workers: int = WORKERS) -> float:
     async with setting.opened(workers, read_ahead=False) as (_, snapshot):
         return await rate(lambda i: snapshot.read_exact(offsets[i], READ), len(offsets), TASKS)
+
+
+class FarSource:
+    """The object in a store that is far away."""
+
+    def __init__(self, source: ObstoreSource) -> None:
+        self._source = source
+        self.url = source.url
+
+    def stat(self, known: RemoteState | None) -> RemoteState | None:
+        return self._source.stat(known)
+
+    def fetch(self, start: int, end: int, state: RemoteState) -> tuple[Any, RemoteState]:
+        time.sleep(FAR_SECONDS)
+        return self._source.fetch(start, end, state)
+
+
+async def by_us_from_afar(setting: Setting, offsets: Sequence[int]) -> float:
+    with setting.fresh() as folder:
+        async with (
+            RemoteCache(folder) as cache,
+            cache.open(FarSource(setting.source()), read_ahead=False) as snapshot,
+        ):
+            return await rate(lambda i: snapshot.read_exact(offsets[i], READ), len(offsets), TASKS)
 
 
 async def by_blockcache(setting: Setting, offsets: Sequence[int]) -> float:
@@ -40,7 +71,7 @@ async def by_blockcache(setting: Setting, offsets: Sequence[int]) -> float:
         return found
 
 
-async def by_threads(setting: Setting, offsets: Sequence[int]) -> float:
+async def by_threads(setting: Setting, offsets: Sequence[int], delay: float = 0.0) -> float:
     """Fetch the same blocks, each once, by as many threads: the least that a cache has to do."""
     blocks = list({offset // BLOCK for offset in offsets})
     with setting.fresh() as path, ThreadPoolExecutor(WORKERS) as pool:
@@ -50,6 +81,8 @@ async def by_threads(setting: Setting, offsets: Sequence[int]) -> float:
         async def some(first: int) -> None:
             def work() -> None:
                 for block in blocks[first::WORKERS]:
+                    if delay:
+                        time.sleep(delay)
                     keep(block)
 
             await asyncio.get_running_loop().run_in_executor(pool, work)
@@ -143,7 +176,7 @@ def keep_block(setting: Setting, fd: int, block: int) -> None:
 async def at_random(report: Report, setting: Setting) -> None:
     """Measure cold reads of 4 KiB by many tasks: each block is fetched on its first use."""
     offsets = setting.offsets(setting.size // BLOCK)
-    ways: dict[str, Callable[[Setting, Sequence[int]], Awaitable[float]]] = {
+    ways: dict[str, Way] = {
         "aiommap": by_us,
         "obstore, in threads": by_threads,
         "obstore, from the loop": from_the_loop,
@@ -155,14 +188,7 @@ async def at_random(report: Report, setting: Setting) -> None:
     }
     if has_fsspec():
         ways["blockcache"] = by_blockcache
-    found: defaultdict[str, list[float]] = defaultdict(list)
-
-    async def step(name: str) -> None:
-        found[name].append(await ways[name](setting, offsets))
-
-    for turn in turns(setting.rounds, [partial(step, name) for name in ways]):
-        await turn()
-    medians = {name: statistics.median(rates) for name, rates in found.items()}
+    medians = await medians_of(ways, setting, offsets)
     label = f"cold 4 KiB, {TASKS} tasks"
     for name, value in medians.items():
         report.row(f"{label}: {name}", value, "reads/s")
@@ -171,3 +197,25 @@ async def at_random(report: Report, setting: Setting) -> None:
         ratio = medians["obstore, from the loop, told together"] / theirs
         report.row(f"{label}: obstore, told together / blockcache", ratio, "x")
         report.row(f"{label}: aiommap / blockcache", medians["aiommap"] / theirs, "x", 3)
+    far: dict[str, Way] = {
+        "aiommap": by_us_from_afar,
+        "obstore, in threads": partial(by_threads, delay=FAR_SECONDS),
+    }
+    medians = await medians_of(far, setting, offsets)
+    ratio = medians["aiommap"] / medians["obstore, in threads"]
+    label += f", {FAR_SECONDS * 1e3:g} ms away"
+    report.row(f"{label}: aiommap / obstore, in threads", ratio, "x", 0.9)
+
+
+async def medians_of(
+    ways: dict[str, Way], setting: Setting, offsets: Sequence[int]
+) -> dict[str, float]:
+    """Return how many reads a second each way makes; they take turns."""
+    found: defaultdict[str, list[float]] = defaultdict(list)
+
+    async def step(name: str) -> None:
+        found[name].append(await ways[name](setting, offsets))
+
+    for turn in turns(setting.rounds, [partial(step, name) for name in ways]):
+        await turn()
+    return {name: statistics.median(rates) for name, rates in found.items()}
