@@ -11,6 +11,7 @@ import pytest
 
 from aiommap.asgi import MappedFiles
 from tests.support.asgi import ask
+from tests.support.loops import LOOPS
 
 pytestmark = pytest.mark.anyio
 SECRET, PUBLIC = b"secret", b"public"
@@ -149,8 +150,12 @@ async def test_what_is_no_file_is_not_there(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["file", "folder"])
+@pytest.mark.parametrize("anyio_backend", [LOOPS["asyncio"]], ids=["asyncio"])
 async def test_link_turned_meanwhile_leads_out_never(folder, what):
-    """A thread turns a link in and out as fast as it can, while it is opened again and again."""
+    """A thread turns a link in and out as fast as it can, while it is opened again and again.
+
+    One loop is enough: the race is in the thread that opens the link.
+    """
     inside, outside = ("file", "../file") if what == "file" else ("sub", "..")
     path = "/link" if what == "file" else "/link/file"
     over = threading.Event()

@@ -73,6 +73,7 @@ def test_serve_records_and_not_found(server):
 
 def test_replace_hundreds_of_times(server):
     answered = Counter()
+    due = asyncio.Event()
     newest = 0
 
     async def ask(client, number, swapped):
@@ -83,6 +84,7 @@ def test_replace_hundreds_of_times(server):
             assert version >= last  # no older table after a newer one
             last = version
             answered[version] += 1
+            due.set()
 
     async def replace(swapped):
         nonlocal newest
