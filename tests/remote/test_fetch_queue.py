@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from functools import partial
 
 import anyio
 import anyio.to_thread
@@ -100,18 +99,6 @@ async def test_opening_waits_for_few_of_the_fetches_that_wait(make_cache, many):
                 await anyio.wait_all_tasks_blocked()
                 many.gate.set()
     assert fetches_before == [fetches.FETCHES_A_TURN]
-
-
-async def test_slow_store_is_asked_by_all_threads(make_cache, many, monkeypatch):
-    monkeypatch.setattr(fetches, "FEW_THREADS", 2)
-    async with make_cache(workers=5) as cache, cache.open(many, read_ahead=False) as s:
-        many.gate.clear()
-        async with anyio.create_task_group() as group:
-            group.start_soon(read_all_at_once, s, many, [])
-            for _ in range(5):
-                assert await anyio.to_thread.run_sync(many.asked.acquire, True, 30)
-            assert len(many.gets) == 5
-            many.gate.set()
 
 
 class Loop:
@@ -228,104 +215,3 @@ def test_thread_returns_a_token_that_somebody_waits_for(loop):
     leave(work(), None)
     assert told == [*range(fetches.FETCHES_A_TURN)]
     assert len(loop.jobs) == 2
-
-
-class Crew(Loop):
-    """Threads that share fetches; each fetch waits for the store, uses a processor, or both.
-
-    Attributes:
-        now, used: what the clock and the clock of the threads say.
-        decide: what looks at the threads next, and how long it waits for that.
-    """
-
-    def __init__(self, threads):
-        super().__init__()
-        self.reads = Limiter(threads)
-        self.now = self.used = 0.0
-        self.decide = None
-
-    def monotonic(self):
-        return self.now
-
-    def thread_time(self):
-        return self.used
-
-    def call_later(self, delay, function):
-        if delay == fetches.LOOK_SECONDS:
-            super().call_later(delay, function)
-        else:
-            assert self.decide is None
-            self.decide = delay, function
-
-    def fetch(self, waits, uses):
-        self.now += waits + uses
-        self.used += uses
-        return []
-
-    def look(self, delay):
-        """Let the time come at which somebody looks at the threads."""
-        (due, function), self.decide = self.decide, None
-        assert due == delay
-        self.now = max(self.now, due)
-        function()
-
-    def end_jobs(self):
-        """Run each job that has been started, to its end."""
-        jobs, self.jobs = self.jobs, []
-        for work, leave in jobs:
-            leave(work(), None)
-
-
-@pytest.fixture
-def crew(monkeypatch):
-    """Sixteen threads, of which four are few, and 200 fetches that wait for them."""
-    made = Crew(16)
-    monkeypatch.setattr(fetches, "FEW_THREADS", 4)
-    monkeypatch.setattr(fetches, "time", made)
-    monkeypatch.setattr(fetches, "call_later", made.call_later)
-    return made
-
-
-def queue_fetches(crew, waits, uses):
-    queue = FetchQueue(crew)
-    for _ in range(200):
-        queue.start(partial(crew.fetch, waits, uses), lambda _bodies, _error: None)
-    return queue
-
-
-def test_all_threads_fetch_if_few_only_wait_for_the_store(crew):
-    queue_fetches(crew, waits=0.05, uses=0.001)
-    assert len(crew.jobs) == 4
-    crew.look(fetches.FEW_SECONDS)
-    assert len(crew.jobs) == 16
-
-
-def test_few_threads_fetch_while_they_use_a_processor(crew):
-    queue_fetches(crew, waits=0.0004, uses=0.0006)
-    for _ in range(3):
-        work, leave = crew.jobs.pop()
-        leave(work(), None)
-        crew.look(fetches.FEW_SECONDS)
-        assert len(crew.jobs) == 4
-
-
-def test_all_threads_become_few_when_those_are_enough(crew):
-    queue_fetches(crew, waits=0.0, uses=0.05)
-    crew.look(fetches.FEW_SECONDS)  # before the first has ended
-    assert len(crew.jobs) == 16
-    work, leave = crew.jobs.pop()
-    leave(work(), None)
-    assert len(crew.jobs) == 16
-    crew.look(fetches.ALL_SECONDS)
-    crew.end_jobs()
-    assert len(crew.jobs) == 4
-
-
-def test_nobody_looks_at_threads_while_no_fetch_waits(crew):
-    queue = queue_fetches(crew, waits=0.001, uses=0.0)
-    while crew.jobs:
-        crew.end_jobs()
-    crew.look(fetches.FEW_SECONDS)
-    assert crew.decide is None
-    queue.start(list, lambda _bodies, _error: None)
-    assert len(crew.jobs) == 1

@@ -75,8 +75,7 @@ class RemoteCache(AsyncResource):
         block_size: bytes that are fetched, checked and evicted together; a power of 2, from 4 KiB
             to 64 MiB. Objects that are cached already keep their block size.
         request_size: how many bytes of adjacent blocks one request may ask for.
-        workers: how many requests may be under way at once; each runs in a thread. There are fewer
-            as long as those keep a processor busy.
+        workers: how many requests may be under way at once; each runs in a thread.
         on_error: a sync or async function that is called on the event loop with each failure of the
             cache itself; by default failures are logged.
     Raises:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -27,12 +26,6 @@ MOST_FETCHES_A_TURN = 32
 #: How soon the loop looks again for fetches that have ended, while they do so at least this often.
 LOOK_SECONDS = 0.001
 DENSE_SECONDS = 3 * LOOK_SECONDS
-#: How many threads fetch if they are enough: if they use this share of one processor.
-FEW_THREADS = 2 * (os.cpu_count() or 1)
-BUSY_SHARE = 0.5
-#: For how long few threads fetch, or all, before we look at that share.
-FEW_SECONDS = 0.016
-ALL_SECONDS = 1.0
 
 Ended = Callable[[list[Body] | None, BaseException | None], object]
 
@@ -49,34 +42,14 @@ class FetchQueue:
     they end one soon after another, and the threads need nothing of the loop because each finds
     another fetch to go on with, the loop looks for reports every millisecond, and nobody wakes it.
     Network cards and their drivers do the same.
-
-    A far store needs many requests at once. If a near one answers as fast as the processors can
-    take it, more threads only wait longer for one another. A thread that waits for the store uses
-    no processor, so the time that few threads use tells which it is: if fetches wait although few
-    threads use less than half a processor, all threads fetch, until that makes the processors busy.
     """
 
-    __slots__ = (
-        "_ended",
-        "_few",
-        "_is_measured",
-        "_looked",
-        "_looked_for",
-        "_threads",
-        "_used",
-        "_waiting",
-        "_width",
-        "_workers",
-    )
+    __slots__ = ("_ended", "_looked", "_looked_for", "_threads", "_waiting", "_workers")
 
     def __init__(self, workers: Workers) -> None:
         self._workers = workers
         self._waiting: deque[tuple[Callable[[], list[Body]], Ended]] = deque()
         self._threads = 0
-        #: How many threads may run now; and for how long they have used a processor, in all.
-        self._few = self._width = min(FEW_THREADS, workers.reads.total_tokens)
-        self._used = 0.0
-        self._is_measured = False
         #: Reports for the loop; and whether it will look for them, so that nobody has to wake it.
         self._ended: deque[Callable[[], object]] = deque()
         self._looked_for = False
@@ -88,44 +61,23 @@ class FetchQueue:
         self._employ()
 
     def _employ(self) -> None:
-        """Start another thread, unless as many are running as may."""
-        if self._threads < self._width:
-            self._workers.start(self._workers.reads, self._work, self._leave)
+        """Start another thread, unless all are running."""
+        reads = self._workers.reads
+        if self._threads < reads.total_tokens:
+            self._workers.start(reads, self._work, self._leave)
             self._threads += 1  # not if that raised: the next fetch tries again, with what waits
-        elif not self._is_measured and self._few < self._workers.reads.total_tokens:
-            self._measure()
-
-    def _measure(self) -> None:
-        """Decide after a while how many threads may run."""
-        self._is_measured = True
-        seconds = FEW_SECONDS if self._width == self._few else ALL_SECONDS
-        call_later(seconds, partial(self._decide, time.monotonic(), self._used))
-
-    def _decide(self, since: float, used: float) -> None:
-        self._is_measured = False
-        if not self._waiting:
-            return
-        busy = self._used - used >= BUSY_SHARE * (time.monotonic() - since)
-        self._width = self._few if busy else self._workers.reads.total_tokens
-        self._measure()
-        for _ in range(min(len(self._waiting), self._width - self._threads)):
-            self._employ()
 
     def _work(self) -> Callable[[], object]:
         """Run waiting fetches; return the call that reports the last of them, for the loop."""
         waiting, reads = self._waiting, self._workers.reads
-        before = time.thread_time()
         for left in reversed(range(MOST_FETCHES_A_TURN)):
             try:
                 fetch, ended = waiting.popleft()
             except IndexError:  # other threads took them
                 break
             tell = partial(ended, *_outcome_of(fetch))
-            now = time.thread_time()
-            self._used += now - before  # two threads may lose one: it is an estimate
-            before = now
             others_wait = left <= MOST_FETCHES_A_TURN - FETCHES_A_TURN and reads.is_awaited
-            if others_wait or not (left and waiting) or self._threads > self._width:
+            if others_wait or not (left and waiting):
                 return tell
             if not self._report(tell):
                 break  # the loop has ended

@@ -197,9 +197,11 @@ class OpenObjects:
                 fits = entry.bytes_of(0, 1) == first
                 hand_over(self._found(source, entry), fits)
                 if fits:
-                    taken = True
                     begun = BegunSource(source, identity.state, first[1], receive)
-                    return entry.fetch(begun, 0, 1)
+                    try:
+                        return entry.fetch(begun, 0, 1)
+                    finally:
+                        taken = not begun.has(*first)  # not if the block was there already
             finally:
                 entry.release()
         finally:
