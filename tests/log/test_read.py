@@ -235,6 +235,28 @@ async def test_reading_is_for_one_task_at_a_time(log, folder):
             await log.append(b"x")
 
 
+async def test_reader_of_large_records_gives_way(folder):
+    """However many records were granted, other tasks run when the time slice is spent."""
+    records, turns, done = 300, 0, False
+
+    async def count():
+        nonlocal turns
+        while not done:
+            turns += 1
+            await anyio.lowlevel.checkpoint()
+
+    async with Log.open(folder) as log:
+        await log.append_many([bytes(100_000)] * records)
+        assert len(await contents(log)) == records  # they are in memory from now on
+        async with anyio.create_task_group() as group:
+            group.start_soon(count)
+            await anyio.lowlevel.checkpoint()
+            turns = 0
+            assert len(await contents(log)) == records
+            done = True
+        assert turns > 8  # it reads for 3 ms or more, and a slice takes less than one
+
+
 async def test_closing_ends_readings(log, folder):
     reader = await Log.open(folder, "r")
     tail = reader.tail(21)

@@ -149,3 +149,28 @@ async def test_opening_abandoned_while_its_files_are_made(make_cache, objects, m
         async with cache.open(objects) as s:
             assert await s.read_exact(0, 10) == DATA[:10]
             assert (objects.begun, objects.gets) == ([BLOCK], [])
+
+
+async def test_response_for_a_cached_block_occupies_a_thread(make_cache, objects):
+    """Openings whose first block is cached wait for its bytes, or they would pile up."""
+
+    def refuse(_known):
+        raise PermissionError(13, "signed for GET", objects.url)
+
+    objects.stat = refuse
+    other = Objects(b"other", url="test://host/other")
+    async with make_cache(workers=1) as cache:
+        async with cache.open(objects) as s:
+            assert await s.read_exact(0, 10) == DATA[:10]
+        objects.asked.acquire()
+        objects.gate.clear()
+        async with cache.open(objects) as s:
+            assert await s.read_exact(0, 10) == DATA[:10]
+            await anyio.to_thread.run_sync(objects.asked.acquire)
+            with anyio.move_on_after(0.1) as too_long:
+                async with cache.open(other):
+                    pass
+            assert too_long.cancelled_caught
+            objects.gate.set()
+        async with cache.open(other):
+            pass

@@ -389,6 +389,8 @@ class Appender:
             pass
         finally:
             self._flush_spawned = False
+        if self.ready and not self._workers.forked:
+            self._plan_flush()  # what was appended since the flush began was not planned for
 
     # Segments, and the end.
 

@@ -14,10 +14,12 @@
 #include <string.h>
 #include <structmember.h>
 
+#include "../sys/clock.h"
 #include "../sys/crc32c.h"
 #include "../sys/file_io.h"
 #include "../sys/forks.h"
 #include "../sys/page.h"
+#include "../sys/time_slice.h"
 
 /* What one read brings; larger records are read by themselves. */
 #define BUFFER_BYTES ((size_t)256 << 10)
@@ -328,13 +330,14 @@ static bool may_go_on(const LogCursor *self)
 }
 
 /* Whether the buffer ended before a granted record did, and holds more now. If this reads in vain or
- * fails, Python has to look, and `take` reads once more. */
+ * fails, or the time slice is spent, Python has to look, and `take` reads once more. */
 static bool read_on(LogCursor *self, const struct frame *frame, enum frame_verdict verdict)
 {
     int error = 0;
     return verdict == FRAME_INCOMPLETE && self->state != CURSOR_END &&
            frame_bytes(frame->length) <= BUFFER_BYTES && self->offset < self->granted_end &&
-           !PyErr_Occurred() && fill_now(self, self->granted_end, &error);
+           !PyErr_Occurred() && !time_slice_is_spent(&thread_time_slice, monotonic_clock()) &&
+           fill_now(self, self->granted_end, &error);
 }
 
 static PyObject *take_granted(PyObject *cursor)
