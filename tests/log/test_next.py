@@ -10,7 +10,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from aiommap import Log
+from aiommap import Log, LogRecord
 from tests.support.logs import flip, places, script, segment_path
 
 pytestmark = pytest.mark.anyio
@@ -158,7 +158,7 @@ async def test_as_a_task(records, anyio_backend_name):
 
 DROPPED = """
 import asyncio, sys
-from aiommap import Log
+from aiommap import Log, LogRecord
 
 async def main():
     async with Log.open(sys.argv[1]) as log:
@@ -175,3 +175,10 @@ print("dropped")
 def test_dropped_after_its_loop_has_ended(tmp_path):
     child = script(DROPPED, tmp_path / "log")
     assert (child.stdout, child.stderr) == ("dropped\n", "")
+
+
+def test_record_is_made_and_kept():
+    record = LogRecord(5, b"data", 2)
+    assert (record.sequence, record.data, record.life) == (5, b"data", 2)
+    with pytest.raises(AttributeError):
+        record.data = b""
