@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from aiommap.remote import ObstoreSource, RemoteCache, RemoteState
+from aiommap.remote import ObstoreSource, RemoteState
 from tests.support.internals import crc32c
 
 from ._harness import Report, rate
@@ -31,7 +31,7 @@ FAR_SECONDS = 0.02
 
 
 async def by_us(setting: Setting, offsets: Sequence[int], workers: int = WORKERS) -> float:
-    async with setting.opened(workers, read_ahead=False) as (_, snapshot):
+    async with setting.opened(workers=workers, read_ahead=False) as (_, snapshot):
         return await rate(lambda i: snapshot.read_exact(offsets[i], READ), len(offsets), TASKS)
 
 
@@ -51,12 +51,9 @@ class FarSource:
 
 
 async def by_us_from_afar(setting: Setting, offsets: Sequence[int]) -> float:
-    with setting.fresh() as folder:
-        async with (
-            RemoteCache(folder) as cache,
-            cache.open(FarSource(setting.source()), read_ahead=False) as snapshot,
-        ):
-            return await rate(lambda i: snapshot.read_exact(offsets[i], READ), len(offsets), TASKS)
+    source = FarSource(setting.source())
+    async with setting.opened(source, read_ahead=False) as (_, snapshot):
+        return await rate(lambda i: snapshot.read_exact(offsets[i], READ), len(offsets), TASKS)
 
 
 async def by_blockcache(setting: Setting, offsets: Sequence[int]) -> float:

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from aiommap.remote import ObstoreSource, RemoteCache, RemoteSnapshot
+from aiommap.remote import ObstoreSource, RemoteCache, RemoteSnapshot, RemoteSource
 
 from ._harness import MIB
 from ._remote_peers import READ
@@ -68,13 +68,13 @@ class Setting:
 
     @asynccontextmanager
     async def opened(
-        self, workers: int = 16, **options: Any
+        self, source: RemoteSource | None = None, workers: int = 16, **options: Any
     ) -> AsyncIterator[tuple[RemoteCache, RemoteSnapshot]]:
         """Open the object in a cache of its own that holds nothing."""
         with self.fresh() as folder:
             async with (
                 RemoteCache(folder, workers=workers) as cache,
-                cache.open(self.source(), **options) as snapshot,
+                cache.open(source or self.source(), **options) as snapshot,
             ):
                 yield cache, snapshot
 

@@ -14,6 +14,7 @@ import pytest
 
 from tests.support.internals import native
 from tests.support.pages import make_cold, resident_pages
+from tests.support.waiting import spend_time_slice
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 PAGES = 256
@@ -60,8 +61,7 @@ class Loop:
 
     def spend(self):
         native.time_slice_renew(native.time_slice_yield())
-        while not native.time_slice_spent():
-            pass
+        spend_time_slice()
 
     def inline(self, number):
         """Read as an inline read does within its time slice, however long this thread is away."""

@@ -25,11 +25,11 @@ from tests.support.internals import (
     crc32c,
     find_record,
     frame_bytes,
-    native,
     search_frames,
     time_slice_renew,
 )
 from tests.support.logs import bytes_read
+from tests.support.waiting import spend_time_slice
 
 SALT, POSITION = 0x1234567890ABCDEF, 1 << 33
 LIMIT, COLD, END, WRONG = range(4)
@@ -218,7 +218,7 @@ def test_granted_records_are_read_on(writer, files):
 def test_no_granted_record_is_read_when_the_time_slice_is_spent(writer, files):
     records = [os.urandom(4000) for _ in range(200)]
     assert writer.store(records, 0) == 200
-    found = walk_granted(writer, files, records, lambda: any(iter(native.time_slice_spent, True)))
+    found = walk_granted(writer, files, records, spend_time_slice)
     assert 1 < len(found) < 100  # those of one buffer
     assert found == records[: len(found)]
 

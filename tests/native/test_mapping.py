@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from aiommap import PAGE_SIZE, OutOfBoundsError
 from tests.support.internals import Mapping, check_range, native
 from tests.support.strategies import examples
+from tests.support.waiting import spend_time_slice
 
 NOWAIT, PRIVATE_COPY, RESIDENCY_VISIBLE, WRITABLE = (
     native.NOWAIT,
@@ -284,8 +285,7 @@ def test_read_outside_locked_pages(mapping, tmp_path):
 def test_slice_is_spent_and_renewed(mapping):
     mapping.populate(0, SIZE, True)
     native.time_slice_renew(native.time_slice_yield())
-    while not native.time_slice_spent():
-        pass
+    spend_time_slice()
     assert mapping.read_inline(0, 1) is None
     assert mapping.write_inline(0, b"x") is None
     native.time_slice_renew(native.time_slice_yield())

@@ -6,8 +6,8 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from tests.support.internals import _native
 from tests.support.objects import BLOCK, DATA
+from tests.support.waiting import spend_time_slice
 
 pytestmark = pytest.mark.anyio
 
@@ -26,18 +26,13 @@ def came_at_once(reading):
     return False
 
 
-def spend_slice():
-    while not _native.time_slice_spent():
-        pass
-
-
 async def test_after_an_opening(make_cache, objects):
     async with make_cache() as cache:
         async with cache.open(objects, prewarm=True):
             pass
         found = []
         for _ in range(ATTEMPTS):
-            spend_slice()
+            spend_time_slice()
             async with cache.open(objects) as s:
                 found.append(came_at_once(s.read_exact(0, 10)))
         assert any(found)
@@ -56,6 +51,6 @@ async def test_after_a_fetch(make_cache, objects):
             async with anyio.create_task_group() as group:
                 group.start_soon(read, offset)
                 await anyio.to_thread.run_sync(objects.asked.acquire)
-                spend_slice()
+                spend_time_slice()
                 objects.gate.set()
         assert any(found)

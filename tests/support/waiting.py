@@ -6,6 +6,14 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 
+from tests.support.internals import native
+
+
+def spend_time_slice():
+    """Compute until this thread has to give way."""
+    while not native.time_slice_spent():
+        pass
+
 
 async def until(condition):
     """Let the loop run until a condition holds; after a while leave the processor to others."""
